@@ -61,8 +61,8 @@ def test_heat_map_lies_over_the_whole_image_and_comes_last():
 
 
 def test_pivots_are_framed_where_they_are():
-    ax = plots.draw_patches(RED, KEPT, pivots=[[False, False, False], [False, True, False]])
-    assert {(*frame.get_xy(), frame.get_width(), frame.get_height()) for frame in ax.patches} == {(20, 20, 20, 20)}
+    ax = plots.draw_patches(RED, KEPT, pivots=[[False, False, True], [False, False, False]])
+    assert {(*frame.get_xy(), frame.get_width(), frame.get_height()) for frame in ax.patches} == {(40, 0, 20, 20)}
 
 
 def test_it_draws_where_it_is_told():
