@@ -6,33 +6,13 @@ positions, its way of putting images into the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class ImageLayout:
-    """Where the tokens of one image lie on it.
-
-    Attributes
-    ----------
-    count : int
-        Image tokens of this image in the prompt.
-    views : tuple of Tensor
-        One int64 (rows, columns) table per view that covers the image: ranks among the image's tokens. LLaVA has one
-        view, LLaVA-NeXT two (the base view and the tiles), a video one per pair of frames.
-    centre_crop : bool
-        Whether the processor cuts the centre square out before it makes patches.
-    """
-
-    count: int
-    views: tuple[Tensor, ...]
-    centre_crop: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,63 +29,57 @@ class Family:
         Names in the model's config of the placeholder ids that image (and video) tokens have in the prompt; those that a
         config lacks are passed over.
     layout : callable, optional
-        ``layout(config, inputs, total) -> list[ImageLayout]``, one entry per image of the batch, in order. Only
-        :meth:`dart.Report.show` needs it. `inputs` holds what the call was given of `image_grid_thw`, `video_grid_thw`
-        and `image_sizes`, and the first size of `pixel_values` as `images`; `total` is the number of image tokens.
+        ``layout(config, count, size, grid) -> tuple of Tensor``: where the `count` tokens of one image lie on it, one int64
+        (rows, columns) table of their ranks for every view that covers the image. LLaVA has one view, LLaVA-NeXT two (the base
+        view and the tiles), a video one for every step in time. `size` is (height, width) of the picture in pixels, `grid`
+        the m-RoPE positions of its tokens, int (3, count), in families that have them. Only :meth:`dart.Report.show` asks.
+    centre_crop : bool
+        Whether the processor cuts the centre square out of a picture before it makes patches.
     """
 
     decoder: str = "language_model"
     image_tokens: tuple[str, ...] = ("image_token_id", "video_token_id")
-    layout: Callable[[object, Mapping, int], list[ImageLayout]] | None = None
+    layout: Callable[[object, int, tuple[int, int], Tensor | None], tuple[Tensor, ...]] | None = None
+    centre_crop: bool = False
 
 
-def square(config, inputs, total):
-    """One square of tokens over the whole image."""
-    count = total // inputs["images"]
+def square(config, count, size, grid):
+    """One square of tokens over the whole picture."""
     side = isqrt(count)
     if side * side != count:
-        raise ValueError(f"{count} image tokens for each of {inputs['images']} pictures are not one square")
-    return [ImageLayout(count, (torch.arange(count).view(side, side),))] * inputs["images"]
+        raise ValueError(f"{count} image tokens are not one square; give all pictures of the sample, in order")
+    return (torch.arange(count).view(side, side),)
 
 
-def centre_square(config, inputs, total):
-    """One square of tokens over the centre of the image: what CLIP's processor leaves of it."""
-    return [ImageLayout(image.count, image.views, centre_crop=True) for image in square(config, inputs, total)]
-
-
-def tiles(config, inputs, total):
+def tiles(config, count, size, grid):
     """LLaVA-NeXT: a base view, then the unpadded tiles with a newline token behind each row."""
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
     side = config.vision_config.image_size // config.vision_config.patch_size
-    layouts = []
-    for size in inputs["image_sizes"].tolist():
-        tall, wide = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
-        rows, columns = unpad_image(torch.empty(1, tall * side, wide * side), size).shape[1:]
-        base = torch.arange(side * side).view(side, side)
-        fine = side * side + torch.arange(rows * (columns + 1)).view(rows, columns + 1)[:, :columns]
-        layouts.append(ImageLayout(side * side + rows * (columns + 1), (base, fine)))
-    return layouts
+    tall, wide = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+    rows, columns = unpad_image(torch.empty(1, tall * side, wide * side), size).shape[1:]
+    if count != side * side + rows * (columns + 1):
+        raise ValueError(f"a picture of {size[1]} x {size[0]} pixels has {side * side + rows * (columns + 1)} image tokens, not {count}; "
+                         "give the pictures as they went into the processor")
+    base = torch.arange(side * side).view(side, side)
+    fine = side * side + torch.arange(rows * (columns + 1)).view(rows, columns + 1)[:, :columns]
+    return base, fine
 
 
-def merged_grid(config, inputs, total):
-    """Qwen-VL: a grid of its own for every image and frame, after the merger has joined neighbours."""
-    merge = config.vision_config.spatial_merge_size
-    layouts = []
-    for name in ("image_grid_thw", "video_grid_thw"):
-        for frames, rows, columns in inputs[name].tolist() if name in inputs else ():
-            ranks = torch.arange(frames * (rows // merge) * (columns // merge)).view(frames, rows // merge, columns // merge)
-            layouts.append(ImageLayout(ranks.numel(), tuple(ranks)))
-    return layouts
+def rotary_grid(config, count, size, grid):
+    """Qwen-VL: a grid of its own for every image and every step in time, as the rotary positions number it."""
+    frames = len(grid[0].unique())
+    rows, columns = (int(axis.max() - axis.min()) + 1 for axis in grid[1:])
+    return tuple(torch.arange(count).view(frames, rows, columns))
 
 
 FAMILIES: dict[str, Family] = {
-    "llava": Family(layout=centre_square),
+    "llava": Family(layout=square, centre_crop=True),
     "llava_next": Family(layout=tiles),
     "llava_onevision": Family(),
-    "qwen2_vl": Family(layout=merged_grid),
-    "qwen2_5_vl": Family(layout=merged_grid),
-    "qwen3_vl": Family(layout=merged_grid),
+    "qwen2_vl": Family(layout=rotary_grid),
+    "qwen2_5_vl": Family(layout=rotary_grid),
+    "qwen3_vl": Family(layout=rotary_grid),
     "internvl": Family(),
     "gemma3": Family(layout=square),
     "idefics3": Family(decoder="text_model"),
@@ -158,3 +132,10 @@ def image_token_ids(config, family: Family) -> list[int]:
             "give the names: dart.Family(image_tokens=...)"
         )
     return ids
+
+
+def layer_types(config) -> list[str]:
+    """Kind of attention of every layer of a decoder; a window without a list of kinds holds for all of them (Mistral)."""
+    kinds = getattr(config, "layer_types", None)
+    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    return list(kinds) if kinds else [kind] * config.num_hidden_layers

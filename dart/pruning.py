@@ -5,8 +5,8 @@ How it works on a stock model, layer by layer (``layer=2``, T layers):
     layers 0 .. 1      the full prompt; the keys of layer 1 are noted as it hands them to its cache
     before layer 2     the method decides; hidden states are gathered, the rest follows the same index:
     layers 2 .. T-1    rotary tables and masks gathered, position ids withheld
-    final norm         dropped positions come back with the state they were dropped in, so that every output of the
-                       model has the shape that the plain model gives it
+    final norm         dropped positions come back with the state they were dropped in, so that the last hidden states
+                       and the logits have the shape that the plain model gives them
 
 Kept tokens keep their original positions, and decoding goes on behind the unpruned prompt. Layers before `layer` have
 a cache of full length, the others a short one; masks for later calls are made to measure for the short ones.
@@ -15,16 +15,19 @@ a cache of full length, the others a short one; masks for later calls are made t
 from __future__ import annotations
 
 import inspect
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dart.families import Family, find, image_token_ids
+from dart.families import Family, find, image_token_ids, layer_types
 from dart.methods import Method, View
 
 _active: set[int] = set()       # ids of decoders inside a context
@@ -53,39 +56,46 @@ def prune(model: nn.Module, method: Method, *, family: Family | None = None) -> 
     Raises
     ------
     ValueError
-        Unknown family; ``layer`` outside the decoder. In the block: image tokens in a call that continues a pruned prompt
-        (later images of a chat, chunked prefill through an image), flex attention, a sequence longer than the window of
-        a sliding layer that is pruned, a cache that was pruned at another layer or cut out of step.
+        Unknown family; ``layer`` outside the decoder. In the block: image tokens in a call that continues a cache (later
+        images of a chat, chunked prefill), a prompt whose last token is a dropped image token, several prompts packed into
+        one row, flex attention, gradient checkpointing, a sequence longer than the window of a sliding layer that is
+        pruned, a cache that was pruned at another layer or cut out of step.
     RuntimeError
-        A second context on a model that has one.
+        A second context on a model that has one; two threads inside the model at once; a copy of the model inside the block.
+
+    Notes
+    -----
+    Images are found by their placeholder ids in `input_ids`, or by the embeddings of these ids in `inputs_embeds`; embeddings
+    that hold image features already have neither, and are not pruned. `output_hidden_states` and `output_attentions` show
+    the short layers as they are. Use a pruned cache inside a block of the same method only, and leave the order of its rows
+    to `generate`. Code compiled by torch is traced anew at both ends of the block.
     """
     family, body, decoder = find(model, family)
     n_layers = len(decoder.layers)
-    if not 0 <= method.layer < n_layers:
+    if not isinstance(method.layer, int) or not 0 <= method.layer < n_layers:
         raise ValueError(f"layer={method.layer}, but the model has {n_layers} decoder layers; use 0 <= layer < {n_layers}")
     if id(decoder) in _active:
         raise RuntimeError("dart.prune is already active on this model; leave that block before you enter another")
 
     report = Report(method, n_layers, decoder.config, family, body.config)
     pruner = _Pruner(method, family, body, decoder, report)
-    compiled = _is_compiled(model)
-    handles = pruner.hook()
     _active.add(id(decoder))
-    if compiled:
-        torch.compiler.reset()      # code compiled without the hooks would go on without them
+    handles: list = []
     try:
+        pruner.hook(handles)
+        _forget_compiled_code()
         yield report
     finally:
         _active.discard(id(decoder))
         for handle in handles:
             handle.remove()
-        if compiled or _is_compiled(model):
-            torch.compiler.reset()
+        _forget_compiled_code()
 
 
-def _is_compiled(model: nn.Module) -> bool:
-    marks = ("_compiled_call_impl", "_orig_mod", "_compiled_call")     # Module.compile, torch.compile, generate
-    return any(getattr(module, mark, None) is not None for module in model.modules() for mark in marks)
+def _forget_compiled_code() -> None:
+    """Compiled code does not look for hooks again: it would go on without them, or with them."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @dataclass
@@ -94,9 +104,14 @@ class _Kept:
 
     index: Tensor               # (batch, kept) positions in the prompt, ascending; short rows end in dropped positions
     real: Tensor | None         # bool (batch, kept), False at such fillers; None: there are none
-    seen: Tensor | None         # bool (batch, entries of the short caches), False at fillers and padding; None: all True
-    dropped: int                # positions that the short caches lack
+    seen: Tensor | None         # bool (batch, kept), False at fillers and padding; None: all True
+    length: int                 # of the prompt
     layer: int
+
+    @property
+    def dropped(self) -> int:
+        """Positions that the short caches lack."""
+        return self.length - self.index.shape[1]
 
 
 class _NotingCache:
@@ -121,45 +136,54 @@ class _Pruner:
         self.method, self.report, self.body, self.decoder = method, report, body, decoder
         self.token_ids = image_token_ids(body.config, family)
         self.signature = inspect.signature(body.forward)
-        self.layer_types = getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(decoder.layers)
+        self.layer_types = layer_types(decoder.config)
+        self.thread: int | None = None                      # the one that is inside the model
         self._forget()
 
-    def hook(self) -> list:
+    def hook(self, handles: list) -> None:
+        """Set the hooks, and put the handle of each into `handles` at once."""
         first = self.method.layer
         layers = self.decoder.layers
-        handles = [
-            self.body.register_forward_pre_hook(self._enter_body, with_kwargs=True),
-            self.body.register_forward_hook(lambda *_: self._forget(), always_call=True),
-            self.decoder.register_forward_pre_hook(self._enter_decoder, with_kwargs=True),
-            self.decoder.norm.register_forward_pre_hook(self._restore_length),
-            layers[first].register_forward_pre_hook(self._enter_first_short_layer, with_kwargs=True),
-        ]
+        deepstack = "deepstack_visual_embeds" in inspect.signature(self.decoder.forward).parameters
+        handles.append(self.body.register_forward_pre_hook(self._enter_body, with_kwargs=True))
+        handles.append(self.body.register_forward_hook(self._leave_body, always_call=True))
+        handles.append(self.decoder.register_forward_pre_hook(self._enter_decoder, with_kwargs=True))
+        handles.append(self.decoder.norm.register_forward_pre_hook(self._restore_length))
+        handles.append(layers[first].register_forward_pre_hook(self._enter_first_short_layer, with_kwargs=True))
         if first > 0:
             handles.append(layers[first - 1].register_forward_pre_hook(self._enter_layer_before, with_kwargs=True))
-        for index, layer in enumerate(layers):
-            if index >= first:
-                handles.append(layer.register_forward_pre_hook(partial(self._enter_short_layer, index), with_kwargs=True))
-            if "deepstack_visual_embeds" in inspect.signature(self.decoder.forward).parameters:
-                handles.append(layer.register_forward_hook(partial(self._add_deepstack, index)))
-        return handles
+        for number, layer in enumerate(layers):
+            if number >= first:
+                handles.append(layer.register_forward_pre_hook(partial(self._enter_short_layer, number), with_kwargs=True))
+            if deepstack:
+                handles.append(layer.register_forward_hook(partial(self._add_deepstack, number)))
+
+    def __deepcopy__(self, memo):
+        raise RuntimeError("a model cannot be copied or saved whole inside dart.prune: its copy would stay pruned; leave the block")
+
+    __reduce_ex__ = __deepcopy__
 
     def _forget(self) -> None:
         self.image_mask: Tensor | None = None
-        self.attention_mask: Tensor | None = None
-        self.inputs: dict = {}
+        self.attention_mask = None                          # as the caller gave it
+        self.position_ids: Tensor | None = None
         self.noting: _NotingCache | None = None
         self.kept: _Kept | None = None
-        self.entering: Tensor | None = None             # full hidden states at the first short layer, prefill only
+        self.past: int | Tensor = 0                         # entries of the short caches before this call
+        self.entering: Tensor | None = None                 # full hidden states at the first short layer, prefill only
         self.deepstack: list[Tensor] = []
         self.gathered: list[tuple[Tensor, Tensor]] = []     # what the layers of one call share: (given, made to measure)
 
     # ---- hooks, in the order in which a call meets them
 
     def _enter_body(self, body, args, kwargs):
+        if self.thread not in (None, threading.get_ident()):
+            raise RuntimeError("two threads call a model inside dart.prune at once; let one wait for the other, or give each its model")
+        self.thread = threading.get_ident()
         self._forget()
         given = self.signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
-        self.position_ids = given.get("position_ids")
+        self.attention_mask, self.position_ids = given.get("attention_mask"), given.get("position_ids")
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if ids is None and embeds is None or (ids if ids is not None else embeds).shape[1] == 1:
             return                                       # a decoding step: looking for images in it would wait for the device
@@ -170,15 +194,16 @@ class _Pruner:
             mask = (embeds[:, :, None] == tokens).all(-1).any(-1)
         if mask.any():
             self.image_mask = mask
-            names = ("image_grid_thw", "video_grid_thw", "image_sizes")
-            self.inputs = {name: given[name] for name in names if given.get(name) is not None}
-            if given.get("pixel_values") is not None:
-                self.inputs["images"] = len(given["pixel_values"])
+            self._refuse_prompt(given)
+
+    def _leave_body(self, body, args, output):
+        if self.thread == threading.get_ident():
+            self.thread = None
+            self._forget()
 
     def _enter_decoder(self, decoder, args, kwargs):
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            self.attention_mask = mask
+        if isinstance(positions := kwargs.get("position_ids"), Tensor):
+            self.position_ids = positions                # m-RoPE: three rows, of which the report reads the grid
         features = kwargs.get("deepstack_visual_embeds")
         if self.image_mask is None or features is None or self.method.layer >= len(features):
             return None
@@ -199,14 +224,19 @@ class _Pruner:
         return args, {**kwargs, "past_key_values": self.noting}
 
     def _enter_first_short_layer(self, layer, args, kwargs):
-        cache = kwargs.get("past_key_values")
-        hidden = args[0]
+        cache, hidden = kwargs.get("past_key_values"), args[0]
         if self.image_mask is None:
-            if hidden.shape[1] > 1 and hasattr(cache, "dart_kept") and int(cache.get_seq_length(self.method.layer)) == 0:
-                del cache.dart_kept                      # a static cache that was reset for another prompt
-            self.kept = getattr(cache, "dart_kept", None)
-            if self.kept is not None:
-                self._check_continuation(cache, hidden.shape[1])
+            kept = getattr(cache, "dart_kept", None)
+            if kept is None:
+                return None
+            # A copy: the length of a static cache is a tensor that the layers of this call count up.
+            self.past = cache.get_seq_length(kept.layer) + 0
+            if isinstance(self.past, int) or hidden.shape[1] > 1 or not self.past.is_cuda:
+                if int(self.past) == 0:                  # a cache that was reset for another prompt
+                    del cache.dart_kept
+                    return None
+            self.kept = kept
+            self._check_continuation(cache, hidden.shape[1])
             return None
         if self.method.layer == 0:
             self._refuse_continuation(cache, 0)
@@ -224,13 +254,14 @@ class _Pruner:
         if mask is not None and not isinstance(mask, Tensor):
             raise ValueError(f"masks of type {type(mask).__name__} cannot be shortened; use eager, sdpa or flash attention")
         if self.entering is None:
-            return args, {**kwargs, "attention_mask": self._once(mask, self._mask_to_continue, cache, args[0])}
-        self._refuse_sliding(number, self.entering.shape[1])
+            mask = self._once(mask, self._mask_to_continue, number, self._room(cache), args[0])
+            return args, {**kwargs, "attention_mask": mask}
+        self._refuse_sliding(number, max(self.kept.length, self._room(cache)))
         cos, sin = kwargs["position_embeddings"]
         kwargs = {
             **kwargs,
             "position_embeddings": (self._once(cos, self._rows), self._once(sin, self._rows)),
-            "attention_mask": self._once(mask, self._mask_of_prompt, cache, args[0]),
+            "attention_mask": self._once(mask, self._mask_of_prompt, self._room(cache), args[0]),
         }
         if "position_ids" in kwargs:
             # FlashAttention reads ids with gaps as several packed sequences; the rotary table is gathered already.
@@ -278,11 +309,15 @@ class _Pruner:
         if not isinstance(stays, Tensor) or stays.shape != image.shape or stays.dtype != torch.bool:
             got = f"{stays.dtype} of shape {tuple(stays.shape)}" if isinstance(stays, Tensor) else type(stays).__name__
             raise ValueError(f"{type(self.method).__name__}.select gave {got}; give bool (batch, length) = {tuple(image.shape)}")
-        self.report._add(image, image & stays, padding, stopwatch, self.inputs, hidden.element_size())
-
         stays = stays | ~image
         counts = stays.sum(1)
-        longest, shortest = torch.stack([counts.amax(), counts.amin()]).tolist()
+        positions = torch.arange(image.shape[1], device=image.device)
+        last = positions.masked_fill(padding, -1).argmax(1, keepdim=True)
+        longest, shortest, all_last = torch.stack([counts.amax(), counts.amin(), stays.take_along_dim(last, 1).all()]).tolist()
+        if not all_last:
+            raise ValueError("the last token of a prompt is an image token that was dropped, but generation goes on from the last "
+                             "token; put text behind the image")
+        self.report._add(image, image & stays, padding, stopwatch, self.position_ids, hidden.element_size())
         index = stays.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]
         real = None if longest == shortest else torch.arange(longest, device=index.device) < counts[:, None]
         seen = ~padding.take_along_dim(index, dim=1)
@@ -290,17 +325,19 @@ class _Pruner:
             seen &= real
         elif mask is None:      # transformers leaves the mask out where nothing is padded
             seen = None
-        return _Kept(index, real, seen, hidden.shape[1] - longest, self.method.layer)
+        return _Kept(index, real, seen, hidden.shape[1], self.method.layer)
 
     def _padding(self, image: Tensor, mask: Tensor | None) -> Tensor:
-        """Padding of the prompt, from the caller's mask or from what the layer's mask shows the last position."""
-        if self.attention_mask is not None:
-            return ~self.attention_mask.to(image.device).bool()
+        """Padding of the prompt, from the caller's mask or else from what the layer's mask hides of every position."""
+        length = image.shape[1]
+        if isinstance(self.attention_mask, Tensor) and self.attention_mask.ndim == 2:
+            return ~self.attention_mask[:, :length].to(image.device).bool()
         if mask is None:
             return torch.zeros_like(image)
-        last = mask if mask.ndim == 2 else mask[:, 0, -1]
-        last = last[:, : image.shape[1]]
-        return ~(last if last.dtype == torch.bool else last == (1 if mask.ndim == 2 else 0)).expand_as(image)
+        if mask.ndim == 2:
+            return ~mask[:, :length].bool()
+        allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        return ~allowed[:, 0, :, :length].any(1).expand_as(image)
 
     def _final_norm(self, hidden: Tensor) -> Tensor:
         # `forward`, not a call, which would run the hook that restores the length; accelerate replaces `forward` itself.
@@ -320,11 +357,10 @@ class _Pruner:
     def _rows(self, table: Tensor) -> Tensor:
         return table.take_along_dim(self.kept.index.to(table.device)[..., None], dim=-2)
 
-    def _mask_of_prompt(self, mask: Tensor | None, cache, hidden: Tensor) -> Tensor | None:
+    def _mask_of_prompt(self, mask: Tensor | None, room: int, hidden: Tensor) -> Tensor | None:
         kept = self.kept
-        entries = self._entries(cache, kept.index.shape[1])
         if mask is None:
-            return None if kept.real is None else self._build_mask(entries, hidden, 0)
+            return None if kept.real is None else self._build_mask(kept.real, hidden, 0, room, like=None)
         index = kept.index.to(mask.device)
         if mask.ndim == 2:
             mask = mask.take_along_dim(index, dim=1)
@@ -333,28 +369,49 @@ class _Pruner:
         hide = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         if kept.real is not None:
             mask = mask.masked_fill(~kept.real.to(mask.device)[:, None, None, :], hide)
-        return nn.functional.pad(mask, (0, entries - mask.shape[-1]), value=hide)
+        return nn.functional.pad(mask, (0, max(0, room - mask.shape[-1])), value=hide)
 
-    def _mask_to_continue(self, mask: Tensor | None, cache, hidden: Tensor) -> Tensor | None:
-        if mask is None and self.kept.seen is None:
+    def _mask_to_continue(self, mask: Tensor | None, number: int, room: int, hidden: Tensor) -> Tensor | None:
+        """A mask for later tokens, over the short caches. The one that is handed is sized for a long cache, or for a short one
+        as if it were a whole one: transformers takes the first layer of each kind for its measure."""
+        kept, given, new = self.kept, self.attention_mask, hidden.shape[1]
+        if mask is None and kept.seen is None:
             return None
-        past = cache.get_seq_length(self.kept.layer)
-        return self._build_mask(self._entries(cache, past + hidden.shape[1]), hidden, past, like=mask)
+        if isinstance(given, Tensor) and given.ndim == 2:
+            given = given.to(hidden.device).bool()
+            seen = given.take_along_dim(kept.index.to(hidden.device), dim=1)
+            if kept.real is not None:
+                seen &= kept.real.to(hidden.device)
+            return self._build_mask(torch.cat([seen, given[:, kept.length :]], dim=1), hidden, self.past, room, like=mask)
+        measured = self.layer_types.index(self.layer_types[number])
+        if given is not None and mask is not None and mask.ndim == 4 and measured < kept.layer:
+            # Made beforehand, over a static cache (or by the caller): column j of the short cache is position index[j].
+            tail = torch.arange(kept.length, mask.shape[-1], device=mask.device).expand(len(kept.index), -1)
+            columns = torch.cat([kept.index.to(mask.device), tail], dim=1)[:, None, None]
+            hide = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+            mask = mask.expand(len(hidden), -1, -1, -1).take_along_dim(columns, dim=-1)
+            if kept.real is not None:
+                real = nn.functional.pad(kept.real.to(mask.device), (0, tail.shape[1]), value=True)
+                mask = mask.masked_fill(~real[:, None, None], hide)
+            return nn.functional.pad(mask, (0, max(0, room - mask.shape[-1])), value=hide)
+        if given is not None and new > 1:
+            raise ValueError("a second turn in a static cache whose pruned layers are the first with full attention: its padding "
+                             "cannot be told; use a dynamic cache")
+        seen = kept.seen if kept.seen is not None else torch.ones_like(kept.index, dtype=torch.bool)
+        return self._build_mask(seen, hidden, self.past, room, like=mask)
 
-    def _entries(self, cache, used):
-        """Columns that the short layers' attention has: those used, or all that a static cache has room for."""
-        room = -1 if cache is None else cache.get_max_length(self.kept.layer) if self._is_static(cache) else -1
-        return used if room < 0 else room
+    def _room(self, cache) -> int:
+        """Columns that attention has in a static cache, filled or not; 0 for others."""
+        return cache.get_max_length(self.kept.layer) if getattr(cache, "is_compileable", False) else 0
 
-    def _is_static(self, cache) -> bool:
-        return cache is not None and getattr(cache, "is_compileable", False)
+    def _build_mask(self, seen: Tensor, hidden: Tensor, past, room: int, like: Tensor | None) -> Tensor:
+        """A causal mask over the short caches, in the form of `like` or else of the attention that is set.
 
-    def _build_mask(self, entries, hidden: Tensor, past, like: Tensor | None = None) -> Tensor:
-        """A causal mask over the short caches, in the form of `like` or else of the attention that is set."""
-        batch, queries = hidden.shape[:2]
-        device = hidden.device
-        seen = self.kept.seen
-        seen = torch.ones(batch, 0, dtype=torch.bool, device=device) if seen is None else seen.to(device)[:, :entries]
+        `seen` (batch, columns) hides padding and fillers; columns behind its end are visible.
+        """
+        queries, device = hidden.shape[1], hidden.device
+        entries = room or past + queries
+        seen = seen.to(device)[:, :entries]
         seen = nn.functional.pad(seen, (0, entries - seen.shape[1]), value=True)
         attention = self.decoder.config._attn_implementation
         if like.ndim == 2 if like is not None else "flash" in attention:
@@ -367,7 +424,16 @@ class _Pruner:
         dtype = hidden.dtype if like is None else like.dtype
         return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
 
-    # ---- what cannot be continued
+    # ---- what cannot be pruned, or continued
+
+    def _refuse_prompt(self, given: dict) -> None:
+        if self.decoder.training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.decoder.layers):
+            raise ValueError("gradient checkpointing runs layers a second time, without their hooks; prune without it")
+        packed = given.get("cu_seq_lens_q") is not None
+        if self.attention_mask is None and isinstance(self.position_ids, Tensor) and self.position_ids.ndim == 2:
+            packed |= bool((self.position_ids.diff() < 0).any())
+        if packed:
+            raise ValueError("several prompts packed into one row cannot be pruned; give one prompt a row")
 
     def _refuse_continuation(self, cache, layer: int) -> None:
         past = 0 if cache is None else int(cache.get_seq_length(layer))
@@ -378,7 +444,7 @@ class _Pruner:
             )
 
     def _check_continuation(self, cache, new: int) -> None:
-        kept = self.kept
+        kept, past = self.kept, self.past
         if kept.layer != self.method.layer:
             raise ValueError(f"this cache was pruned at layer {kept.layer}, the context prunes at layer {self.method.layer}; "
                              "continue it in a context with the same layer")
@@ -388,8 +454,7 @@ class _Pruner:
                                  "length of layer 0; start a new prompt, or prune at layer 1 or later")
             if self.position_ids is None:
                 raise ValueError("decoding on a cache pruned at layer 0 needs position_ids (generate gives them)")
-        if not self._is_static(cache):
-            past = cache.get_seq_length(kept.layer)
+        if isinstance(past, int):
             if kept.layer > 0 and cache.get_seq_length(0) - new - past != kept.dropped:
                 raise ValueError(
                     f"the cache is out of step: layer 0 has {cache.get_seq_length(0) - new} positions and layer {kept.layer} "
@@ -397,22 +462,14 @@ class _Pruner:
                 )
             for number in range(kept.layer, len(self.layer_types)):
                 self._refuse_sliding(number, past + kept.dropped + new)
-        if new > 1 and self.attention_mask is not None:
-            added = self.attention_mask[:, -new:].bool()
-            if kept.seen is not None or not added.all():
-                past = int(cache.get_seq_length(kept.layer))
-                seen = kept.index.new_ones(len(added), 0, dtype=torch.bool) if kept.seen is None else kept.seen[:, :past]
-                seen = nn.functional.pad(seen, (0, past - seen.shape[1]), value=True)
-                kept.seen = torch.cat([seen, added.to(seen.device)], dim=1)
 
     def _refuse_sliding(self, number: int, length: int) -> None:
-        if self.layer_types[number] != "full_attention":
-            window = getattr(self.decoder.config, "sliding_window", None)
-            if window is not None and length > window:
-                raise ValueError(
-                    f"layer {number} attends to a sliding window of {window} positions, but the sequence has {length}: once "
-                    "pruned, its window would be measured in kept tokens; prune behind the last sliding layer, or shorten the prompt"
-                )
+        window = getattr(self.decoder.config, "sliding_window", None)
+        if self.layer_types[number] != "full_attention" and window is not None and length > window:
+            raise ValueError(
+                f"layer {number} attends to a sliding window of {window} positions, but the sequence has {length}: once "
+                "pruned, its window would be measured in kept tokens; prune behind the last sliding layer, or shorten the prompt"
+            )
 
 
 class _Stopwatch:
@@ -472,19 +529,23 @@ class Report:
         self.method = method
         self._n_layers, self._decoder_config, self._family, self._config = n_layers, decoder_config, family, config
         self._prompts: list[tuple] = []
-        self._samples: list[Sample] = []        # of the prompts that somebody asked about so far
+        self._samples: list[Sample] = []        # of the first prompts, as many as somebody asked about so far
+        self._rows: list[tuple[int, int]] = []  # prompt and row of each of them
 
-    def _add(self, image, stays, padding, stopwatch, inputs, element_size) -> None:
-        self._prompts.append((image, stays, padding, stopwatch, inputs))
+    def _add(self, image, stays, padding, stopwatch, positions, element_size) -> None:
+        # Of the positions only m-RoPE's are of use later: they tell where on the picture a token lies.
+        grid = positions[-3:].int() if isinstance(positions, Tensor) and positions.ndim == 3 else None
+        self._prompts.append((image, stays, padding, stopwatch, grid))
         self._element_size = element_size
 
     @property
     def samples(self) -> list[Sample]:
         """One :class:`Sample` a row of every prompt that held an image, oldest first (beams and repeats are rows too)."""
-        rows = [row for image, stays, padding, *_ in self._prompts for row in zip(image, stays, padding)]
-        for image, stays, padding in rows[len(self._samples) :]:
-            kept, held = (mask.nonzero().flatten().cpu() for mask in (stays, image))
-            self._samples.append(Sample(kept, held, int((~padding).sum())))
+        for number in range(self._rows[-1][0] + 1 if self._rows else 0, len(self._prompts)):
+            for row, (image, stays, padding) in enumerate(zip(*self._prompts[number][:3])):
+                kept, held = (mask.nonzero().flatten().cpu() for mask in (stays, image))
+                self._samples.append(Sample(kept, held, int((~padding).sum())))
+                self._rows.append((number, row))
         return self._samples
 
     @property
@@ -493,10 +554,18 @@ class Report:
         return [stopwatch.seconds for *_, stopwatch, _ in self._prompts]
 
     def kv_lengths(self, sample: int = -1) -> list[int]:
-        """Cache entries of one sample, layer by layer, after its prompt was read and without padding."""
+        """Cache entries of one sample, layer by layer, after its prompt was read and without padding.
+
+        Sliding layers keep one less than their window, as a dynamic cache does.
+        """
         s = self._sample(sample)
         short = s.length - len(s.image) + len(s.kept)
-        return [s.length if layer < self.method.layer else short for layer in range(self._n_layers)]
+        return self._in_windows([s.length if layer < self.method.layer else short for layer in range(self._n_layers)])
+
+    def _in_windows(self, lengths: list[int]) -> list[int]:
+        window = getattr(self._decoder_config, "sliding_window", None)
+        kinds = layer_types(self._decoder_config)
+        return [min(n, window - 1) if window and kind != "full_attention" else n for n, kind in zip(lengths, kinds)]
 
     def kv_bytes(self, sample: int = -1) -> tuple[int, int]:
         """Bytes of one sample's keys and values in all layers: what the plain prompt takes, and what the pruned one does."""
@@ -504,7 +573,7 @@ class Report:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         entry = 2 * heads * head_dim * self._element_size
-        return entry * s.length * self._n_layers, entry * sum(self.kv_lengths(sample))
+        return entry * sum(self._in_windows([s.length] * self._n_layers)), entry * sum(self.kv_lengths(sample))
 
     def show(self, image, sample: int = -1, *, ax=None):
         """Draw the kept patches of one sample over its image.
@@ -536,44 +605,40 @@ class Report:
         s = self._sample(sample)
         stays = torch.isin(s.image, s.kept)
         pictures = list(image) if isinstance(image, (list, tuple)) else [image]
-        layouts = self._layouts(sample)
-        views = [(layout, view, start) for layout, start in layouts for view in layout.views]
-        if len(pictures) == len(layouts):
-            shown = [picture for picture, (layout, _) in zip(pictures, layouts) for _ in layout.views]
+        images = self._images(sample, pictures)
+        views = [view for each in images for view in each]
+        if len(pictures) == len(images):
+            shown = [picture for picture, each in zip(pictures, images) for _ in each]
         elif len(pictures) == len(views):
             shown = pictures
         else:
-            raise ValueError(f"{len(pictures)} pictures given, but the sample has {len(layouts)}; give them all, in order")
-        axes = []
-        for picture, (layout, view, start) in zip(shown, views):
-            if layout.centre_crop:
-                picture = _centre_square(picture)
-            axes.append(draw_patches(picture, stays[start + view].numpy(), ax=ax,
-                                     title=f"{int(stays.sum())} of {len(stays)} image tokens kept"))
-        return axes
+            raise ValueError(f"{len(pictures)} pictures given, but the sample has {len(images)}; give them all, in order")
+        title = f"{len(s.kept)} of {len(s.image)} image tokens kept"
+        if self._family.centre_crop:
+            shown = [_centre_square(picture) for picture in shown]
+        return [draw_patches(picture, stays[view].numpy(), ax=ax, title=title) for picture, view in zip(shown, views)]
 
-    def _layouts(self, sample: int) -> list[tuple]:
-        """Layouts of one sample's images, each with the rank at which its tokens start."""
+    def _images(self, sample: int, pictures: list) -> list[tuple[Tensor, ...]]:
+        """For each image of a sample its views: tables of ranks among the sample's image tokens."""
         if self._family.layout is None:
             raise ValueError(
                 f"where the tokens of {self._config.model_type!r} lie on the image is not described; give dart.Family(layout=...) "
                 "or draw with dart.plots.draw_patches"
             )
-        rows = [(row, prompt) for prompt in self._prompts for row in range(len(prompt[0]))]
-        row, (image, *_, inputs) = rows[sample]
-        counts = image.sum(1).tolist()
-        layouts = iter(self._family.layout(self._config, inputs, sum(counts)))
-        for number, count in enumerate(counts):
-            found, start = [], 0
-            while start < count:
-                layout = next(layouts, None)
-                if layout is None or start + layout.count > count:
-                    raise ValueError(f"the layout of {self._config.model_type!r} does not fit {count} image tokens")
-                found.append((layout, start))
-                start += layout.count
-            if number == row:
-                return found
-        raise AssertionError("a sample is a row of its prompt")
+        s = self._sample(sample)
+        number, row = self._rows[sample]
+        grid = self._prompts[number][-1]
+        grid = None if grid is None else grid[:, row].cpu()[:, s.image]
+        breaks = (s.image.diff() > 1).nonzero().flatten() + 1
+        spans = torch.tensor_split(torch.arange(len(s.image)), breaks.tolist())
+        if len(spans) == 1 and grid is None:            # nothing but the pictures tells images apart that touch
+            spans = spans[0].tensor_split(len(pictures))
+        sizes = [_pixels(picture).shape[:2] for picture in pictures]
+        sizes = sizes if len(sizes) == len(spans) else sizes[:1] * len(spans)
+        return [
+            tuple(span[view] for view in self._family.layout(self._config, len(span), size, None if grid is None else grid[:, span]))
+            for span, size in zip(spans, sizes)
+        ]
 
     def _sample(self, sample: int) -> Sample:
         samples = self.samples
@@ -606,10 +671,12 @@ def _span(numbers: list[int]) -> str:
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
 
-def _centre_square(picture):
-    import numpy as np
+def _pixels(picture) -> np.ndarray:
+    return np.asarray(picture.convert("RGB") if hasattr(picture, "convert") else picture)
 
-    pixels = np.asarray(picture)
+
+def _centre_square(picture) -> np.ndarray:
+    pixels = _pixels(picture)
     side = min(pixels.shape[:2])
     top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
     return pixels[top : top + side, left : left + side]

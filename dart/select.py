@@ -8,6 +8,8 @@ it least, among those that no other pivot has claimed; pivots of the image and c
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -81,7 +83,7 @@ def dart_keep(
     text = real & (positions > last_image) & (last_image >= 0)
 
     n_image, n_text = image.sum(1), text.sum(1).clamp(max=text_pivots)
-    budget = n_image if keep is None else (torch.full_like(n_image, keep) if isinstance(keep, int) else keep).minimum(n_image)
+    budget = n_image if keep is None else n_image.minimum(keep) if isinstance(keep, Tensor) else n_image.clamp(max=min(keep, length))
     n_from_image = torch.full_like(n_image, image_pivots).masked_fill(n_text == 0, max(image_pivots, 1)).minimum(budget)
 
     norms = keys.float().abs().sum((1, 3))
@@ -93,7 +95,7 @@ def dart_keep(
     n_pivots = n_from_image + n_text
     turn = torch.arange(most, device=hidden.device)
     if keep is None:
-        quota = torch.full_like(order, per_pivot)
+        quota = torch.full_like(order, min(per_pivot, length))
     else:
         share = budget - n_from_image
         each = share // n_pivots.clamp(min=1)
@@ -155,8 +157,8 @@ def _check(hidden, keys, image_mask, keep, per_pivot, image_pivots, text_pivots,
     if (keep is None) == (per_pivot is None):
         raise ValueError(f"keep={keep}, per_pivot={per_pivot}; give exactly one of them")
     for name, value in (("keep", keep), ("per_pivot", per_pivot), ("image_pivots", image_pivots), ("text_pivots", text_pivots)):
-        if isinstance(value, int) and value < 0:
-            raise ValueError(f"{name}={value}; give 0 or more")
+        if value is not None and not isinstance(value, Tensor) and (not isinstance(value, Integral) or value < 0):
+            raise ValueError(f"{name}={value!r}; give a whole number, 0 or more")
     if isinstance(keep, Tensor) and keep.shape != (batch,):
         raise ValueError(f"keep has shape {tuple(keep.shape)}; give one number, or one for each row: ({batch},)")
     if pivot_order not in PIVOT_ORDERS:

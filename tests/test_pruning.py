@@ -1,6 +1,9 @@
 """`dart.prune` against computations that do not use it, on tiny random models of every family."""
 
 import copy
+import io
+import threading
+from functools import partial
 
 import pytest
 import torch
@@ -239,7 +242,7 @@ def test_assisted_decoding_rolls_pruned_caches_back(name):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "internvl"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "internvl", "gemma3"])
 def test_static_cache_equals_dynamic_cache(name, attention):
     model, inputs = tiny(name, attention), prompt(name, MIXED)
     with dart.prune(model, dart.DART(reduction_ratio=0.6)):
@@ -290,25 +293,62 @@ def test_a_second_turn_goes_on_from_the_pruned_cache(name, attention):
     assert len(report.samples) == 1
 
 
-def test_a_second_turn_in_a_padded_batch():
-    """The new turn is padded too: its padding may not be seen later."""
-    model = tiny("llava")
-    inputs = prompt("llava", [[3, "I", 8], [7, "I", 12]])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("by", ["turn", "token"])
+@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2_vl"])
+def test_a_second_turn_in_a_padded_batch(name, by, attention):
+    """The new turn is padded too: its padding may not be seen later, fed in one piece or token by token."""
+    model = tiny(name, attention)
     turn, mask = torch.tensor([[0, 11, 12], [13, 14, 15]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
 
     def talk(inputs, turn, mask):
         cache = DynamicCache(config=model.config.get_text_config())
         with dart.prune(model, dart.DART(keep=KEEP)):
             model(**inputs, past_key_values=cache)
-            seen = torch.cat([inputs["attention_mask"], mask], 1)
-            model(input_ids=turn, attention_mask=seen, past_key_values=cache, position_ids=seen.cumsum(1)[:, -turn.shape[1] :] - 1)
-            seen = torch.cat([seen, torch.ones(len(turn), 1, dtype=torch.long)], 1)
-            last = seen.cumsum(1)[:, -1:] - 1
-            return model(input_ids=turn[:, -1:], attention_mask=seen, past_key_values=cache, position_ids=last).logits
+            seen = inputs["attention_mask"]
+            steps = [slice(0, turn.shape[1])] if by == "turn" else [slice(i, i + 1) for i in range(turn.shape[1])]
+            for step in (*steps, slice(turn.shape[1] - 1, turn.shape[1])):
+                new = turn[:, step]
+                seen = torch.cat([seen, mask[:, step]], 1)
+                positions = seen.cumsum(1)[:, -new.shape[1] :] - 1
+                logits = model(input_ids=new, attention_mask=seen, past_key_values=cache, position_ids=positions).logits
+            return logits[:, -1]
 
-    together = talk(inputs, turn, mask)
-    close(together[0], talk(prompt("llava", [[3, "I", 8]]), turn[:1, 1:], mask[:1, 1:])[0])
-    close(together[1], talk(prompt("llava", [[7, "I", 12]]), turn[1:], mask[1:])[0])
+    together = talk(prompt(name, [[3, "I", 8], [7, "I", 12]]), turn, mask)
+    close(together[0], talk(prompt(name, [[3, "I", 8]]), turn[:1, 1:], mask[:1, 1:])[0])
+    close(together[1], talk(prompt(name, [[7, "I", 12]]), turn[1:], mask[1:])[0])
+
+
+def test_a_padded_second_turn_in_a_static_cache():
+    model, inputs = tiny("llava"), prompt("llava", [[3, "I", 8], [7, "I", 12]])
+    inputs.pop("position_ids")
+    turn, mask = torch.tensor([[0, 11, 12], [13, 14, 15]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    said = []
+    for make in (DynamicCache, partial(StaticCache, max_cache_len=99)):
+        cache = make(config=model.config.get_text_config())
+        with dart.prune(model, dart.DART(reduction_ratio=0.6)):
+            first = model.generate(**inputs, past_key_values=cache, max_new_tokens=2, do_sample=False)
+            ids = torch.cat([first, turn], 1)
+            seen = torch.cat([inputs["attention_mask"], torch.ones(2, 2, dtype=torch.long), mask], 1)
+            said.append(model.generate(input_ids=ids, attention_mask=seen, past_key_values=cache, max_new_tokens=4, do_sample=False))
+    assert torch.equal(*said)
+
+
+def test_a_cropped_turn_is_forgotten():
+    """A padded turn that is cropped away leaves no padding behind."""
+    model, inputs = tiny("llava"), prompt("llava", [[3, "I", 8], [7, "I", 12]])
+    token, seen = torch.tensor([[5], [6]]), torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], 1)
+    positions = seen.cumsum(1)[:, -1:] - 1
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        cache = model(**inputs).past_key_values
+        other = copy.deepcopy(cache)
+        turn = torch.tensor([[0, 0, 12], [13, 14, 15]])
+        mask = torch.cat([inputs["attention_mask"], (turn > 0).long()], 1)
+        model(input_ids=turn, attention_mask=mask, past_key_values=cache, position_ids=(mask.cumsum(1) - 1)[:, -3:])
+        cache.crop(-3)
+        after = model(input_ids=token, attention_mask=seen, past_key_values=cache, position_ids=positions).logits
+        never = model(input_ids=token, attention_mask=seen, past_key_values=other, position_ids=positions).logits
+    close(after, never)
 
 
 def test_a_copied_cache_keeps_its_pruning():
@@ -330,6 +370,15 @@ def test_a_compiled_model_is_traced_anew():
         close(compiled(**inputs).logits, short)
         assert len(report.samples[0].kept) == KEEP
     close(compiled(**inputs).logits, plain)
+
+    @torch.compile(backend="eager")
+    def step():
+        return model(**inputs).logits
+
+    close(step(), plain)                                    # nothing about the model tells that this was compiled
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        close(step(), short)
+    close(step(), plain)
     torch.compiler.reset()
 
 
@@ -518,6 +567,99 @@ def test_nesting_is_refused_and_two_models_are_not_nested():
         pass
 
 
+def test_an_image_as_last_token_is_refused_once_dropped():
+    model = tiny("llava")
+    with dart.prune(model, dart.DART(keep=0)):
+        with pytest.raises(ValueError, match="last token of a prompt is an image token that was dropped"):
+            model(**prompt("llava", [[6, "I"]]))
+    inputs = prompt("llava", [[6, "I"]])
+    assert torch.equal(pruned(model, inputs, dart.DART(keep=36))[0], model(**inputs).logits)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_masks_of_the_callers_own(attention):
+    """A 4-D mask that hides most of the image from the last position, or adds a soft bias, is no padding."""
+    model, inputs = tiny("llava", attention), prompt("llava", [ONE])
+    length = inputs["input_ids"].shape[1]
+    allowed = torch.ones(length, length, dtype=torch.bool).tril()
+    allowed[-1, 3:39] = False
+    soft = torch.zeros(length, length).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    soft[allowed] = torch.randn(int(allowed.sum()), generator=torch.Generator().manual_seed(0))
+    for mask in (allowed, soft):
+        if attention == "eager" and mask.dtype == torch.bool:
+            continue
+        own = {**inputs, "attention_mask": mask[None, None]}
+        logits, report = pruned(model, own)
+        assert len(report.samples[0].kept) == KEEP and report.samples[0].length == length
+        expected, at = by_hand(model, own, report.samples[0].kept, 2)
+        close(logits[:, at], expected)
+
+
+def test_packed_prompts_are_refused():
+    model = tiny("llava")
+    one = prompt("llava", [ONE], mask=False)
+    packed = {"input_ids": one["input_ids"].repeat(1, 2), "pixel_values": one["pixel_values"].repeat(2, 1, 1, 1),
+              "position_ids": torch.arange(47).repeat(2)[None]}
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        with pytest.raises(ValueError, match="several prompts packed into one row"):
+            model(**packed, use_cache=False)
+
+
+def test_gradient_checkpointing_is_refused():
+    model, inputs = copy.deepcopy(tiny("llava")).train(), prompt("llava", [ONE])
+    model.gradient_checkpointing_enable()
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        with pytest.raises(ValueError, match="gradient checkpointing"):
+            model(**inputs)
+
+
+def test_a_layer_that_is_no_number_leaves_no_hook():
+    model = tiny("qwen3_vl")
+    before = count_hooks(model)
+    for layer in (1.0, "2"):
+        with pytest.raises(ValueError, match="use 0 <= layer < 5"):
+            with dart.prune(model, dart.DART(keep=4, layer=layer)):
+                pass
+    assert count_hooks(model) == before
+
+
+def test_copies_inside_the_block_are_refused():
+    model = tiny("llava")
+    with dart.prune(model, dart.DART(keep=4)):
+        with pytest.raises(RuntimeError, match="cannot be copied or saved whole inside dart.prune"):
+            copy.deepcopy(model)
+        with pytest.raises(RuntimeError, match="cannot be copied or saved whole"):
+            torch.save(model, io.BytesIO())
+    copy.deepcopy(model)
+
+
+def test_two_threads_at_once_are_refused_and_one_after_the_other_is_not():
+    model, inputs = tiny("llava"), prompt("llava", [ONE])
+    inside, go_on, answers = threading.Event(), threading.Event(), []
+
+    class Waits(dart.DART):
+        def select(self, view):
+            inside.set()
+            go_on.wait(60)
+            return super().select(view)
+
+    def call():
+        with torch.no_grad():
+            answers.append(model(**inputs).logits)
+
+    expected, _ = pruned(model, inputs)
+    with dart.prune(model, Waits(keep=KEEP)):
+        thread = threading.Thread(target=call)
+        thread.start()
+        assert inside.wait(60)
+        with pytest.raises(RuntimeError, match="two threads"):
+            model(**inputs)
+        go_on.set()
+        thread.join()
+        assert torch.equal(answers[0], expected)            # the refused call has not disturbed the other
+        assert torch.equal(model(**inputs).logits, expected)
+
+
 def test_images_in_a_later_call_are_refused():
     model, inputs = tiny("llava"), prompt("llava", [ONE])
     for layer in (0, 2):
@@ -529,7 +671,7 @@ def test_images_in_a_later_call_are_refused():
 
 def test_chunked_prefill_through_an_image_is_refused():
     model, ids = tiny("llava"), prompt("llava", [ONE])["input_ids"]
-    with dart.prune(model, dart.DART(keep=KEEP)):
+    with dart.prune(model, dart.DART(keep=30)):
         cache = DynamicCache(config=model.config.get_text_config())
         model.model(input_ids=ids[:, :20], past_key_values=cache)               # the image is at 3 to 38
         with pytest.raises(ValueError, match="chunked prefill"):
@@ -639,6 +781,36 @@ def test_a_pruned_layer_with_a_short_window_is_refused():
     with dart.prune(model, dart.DART(keep=KEEP)):
         with pytest.raises(ValueError, match="sliding window of 48 positions, but the sequence has 49"):
             model.generate(**prompt("llava", [ONE]), max_new_tokens=6, do_sample=False)
+
+
+def test_a_window_for_all_layers_is_refused_once_it_is_too_short():
+    """Mistral has a window and no list of layer kinds."""
+    from transformers import AutoModelForImageTextToText, LlavaConfig, MistralConfig
+
+    from tiny import TEXT, clip
+
+    def build(window):
+        config = LlavaConfig(vision_config=clip(48), text_config=MistralConfig(**TEXT, sliding_window=window), image_token_id=IMAGE)
+        model = AutoModelForImageTextToText.from_config(config).eval()
+        model.generation_config.eos_token_id = None
+        return model
+
+    for window, length in ((24, 47), (49, 50)):
+        model = build(window)
+        with dart.prune(model, dart.DART(keep=KEEP)):
+            with pytest.raises(ValueError, match=f"window of {window} positions, but the sequence has {length}"):
+                model.generate(**prompt("llava", [ONE]), max_new_tokens=9, do_sample=False)
+    model = build(80)
+    with dart.prune(model, dart.DART(keep=KEEP, text_pivots=0)):
+        said = [model.generate(**prompt("llava", [ONE]), max_new_tokens=9, do_sample=False, use_cache=cached) for cached in (True, False)]
+    assert torch.equal(*said)
+
+
+def test_a_static_cache_longer_than_a_pruned_window_is_refused():
+    model = hybrid(["full_attention"] * 2 + ["sliding_attention"] * 3, window=52)
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        with pytest.raises(ValueError, match="sliding window of 52 positions, but the sequence has 5"):
+            model.generate(**prompt("llava", [ONE]), max_new_tokens=10, do_sample=False, cache_implementation="static")
 
 
 # ---- around it: precision, training, wrappers

@@ -7,7 +7,6 @@ import torch
 from transformers import DynamicCache
 
 import dart
-from dart.families import merged_grid, tiles
 from tiny import CONFIGS, image_mask, prompt, tiny
 
 matplotlib.use("Agg")
@@ -87,8 +86,9 @@ def test_kept_patches_are_drawn_where_they_lie():
 
 
 def test_every_view_and_image_is_drawn():
-    report, _, _ = read("llava_next", [[4, "I", 9]])
-    assert len(report.show(photo(48, 48))) == 2             # base view and tiles
+    report, inputs, _ = read("llava_next", [[4, "I", 9]])
+    report_size = inputs["image_sizes"][0].tolist()
+    assert len(report.show(photo(*report_size))) == 2       # base view and tiles
     report, _, _ = read("qwen2_vl", [[4, "I", 9], [2, "I", 3, "I", 6]])
     assert len(report.show(photo(32, 32), sample=0)) == 1
     assert len(report.show([photo(32, 32), photo(24, 40)], sample=1)) == 2
@@ -105,18 +105,46 @@ def test_families_without_a_layout_say_so():
         report.show(photo(48, 48))
 
 
-def test_layouts_count_what_the_model_counts():
-    """Token counts of every view agree with the prompts that transformers accepts."""
-    for name, layout in (("llava_next", tiles), ("qwen2_vl", merged_grid)):
-        for samples in ([[2, "I", 3]], [[2, "I", 3, "I", 1, "I", 4]]):
-            inputs = prompt(name, samples)
-            total = int(image_mask(inputs).sum())
-            layouts = layout(tiny(name).config, inputs, total)
-            assert sum(image.count for image in layouts) == total
-            assert len(layouts) == samples[0].count("I")
-            for image in layouts:
-                ranks = torch.cat([view.flatten() for view in image.views])
-                assert len(set(ranks.tolist())) == len(ranks) and ranks.max() < image.count
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "qwen3_vl", "gemma3"])
+def test_pictures_are_drawn_after_generate_too(name):
+    """`generate` encodes images beforehand; beams repeat the rows."""
+    sizes = [(48, 48)] * 2
+    model, inputs = tiny(name), prompt(name, [[4, "I", 9], [3, "I", 6]])
+    if name == "llava_next":
+        sizes = [tuple(size) for size in inputs["image_sizes"].tolist()]
+    with torch.no_grad(), dart.prune(model, dart.DART(keep=10)) as report:
+        model.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False)
+    assert len(report.samples) == 4
+    for sample, size in zip(range(4), [sizes[0]] * 2 + [sizes[1]] * 2):
+        axes = report.show(photo(*size), sample=sample)
+        assert len(axes) == {"llava_next": 2}.get(name, 1)
+
+
+def test_views_hold_every_token_of_their_image_once():
+    for name, size in (("llava", (9, 9)), ("llava_next", (48, 48)), ("qwen2_vl", (9, 9)), ("gemma3", (9, 9))):
+        report, inputs, _ = read(name, [[4, "I", 9]])
+        if name == "llava_next":
+            size = tuple(inputs["image_sizes"][0].tolist())
+        (views,) = report._images(-1, [photo(*size)])
+        ranks = torch.cat([view.flatten() for view in views]).tolist()
+        assert len(set(ranks)) == len(ranks) and max(ranks) < len(report.samples[0].image)
+        if name != "llava_next":                                # which also has newline tokens, at no place of the picture
+            assert len(ranks) == len(report.samples[0].image)
+
+
+def test_images_and_videos_of_a_batch_keep_their_order():
+    report, _, _ = read("qwen2_vl", [[3, "V", 5], [4, "I", 9]])
+    assert len(report.show(photo(16, 32), sample=0)) == 2
+    assert len(report.show(photo(32, 32), sample=1)) == 1
+
+
+def test_wrong_pictures_are_refused():
+    report, _, _ = read("llava_next", [[4, "I", 9]])
+    with pytest.raises(ValueError, match="give the pictures as they went into the processor"):
+        report.show(photo(200, 10))
+    report, _, _ = read("llava", [[4, "I", 3, "I", 9]])
+    with pytest.raises(ValueError, match="3 pictures given, but the sample has 2"):
+        report.show([photo(9, 9)] * 3)
 
 
 def test_random_is_seeded_and_looks_at_nothing():

@@ -231,8 +231,9 @@ def test_norms_are_taken_in_float32(dtype):
 @pytest.mark.parametrize("change, words", [
     (dict(keep=None), "keep=None, per_pivot=None; give exactly one"),
     (dict(per_pivot=2), "give exactly one"),
-    (dict(keep=-1), "keep=-1; give 0 or more"),
+    (dict(keep=-1), "keep=-1; give a whole number, 0 or more"),
     (dict(image_pivots=-1), "image_pivots=-1"),
+    (dict(keep=2.5), "keep=2.5; give a whole number"),
     (dict(pivot_order="by hand"), "pivot_order='by hand'; give one of 'sorted', 'norm', 'released'"),
     (dict(hidden=torch.zeros(4, 2)), "hidden has shape"),
     (dict(keys=torch.zeros(1, 1, 5, 2)), r"keys has shape \(1, 1, 5, 2\); give \(batch, heads, length, head_dim\)"),

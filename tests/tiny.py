@@ -73,7 +73,9 @@ CONFIGS = {
     "internvl": lambda: InternVLConfig(
         vision_config=dict(**TOWER, image_size=[32, 32], patch_size=[4, 4]), text_config=Qwen2Config(**TEXT), image_token_id=IMAGE),
     "gemma3": lambda: Gemma3Config(
-        vision_config=siglip(48), text_config=dict(**TEXT, head_dim=8, sliding_window=512, query_pre_attn_scalar=8),
+        vision_config=siglip(48), text_config=dict(
+            **TEXT, head_dim=8, sliding_window=512, query_pre_attn_scalar=8,
+            layer_types=["sliding_attention"] * 3 + ["full_attention", "sliding_attention"]),
         image_token_id=IMAGE, mm_tokens_per_image=36, boi_token_index=93, eoi_token_index=94),
     "idefics3": lambda: Idefics3Config(
         vision_config=dict(**TOWER, image_size=48, patch_size=4), text_config=LlamaConfig(**TEXT), image_token_id=IMAGE),

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 
 from torch import Tensor
 
@@ -85,5 +86,5 @@ def check_budget(**numbers: int | float | None) -> None:
     if name == "reduction_ratio":
         if not 0 <= value <= 1:
             raise ValueError(f"reduction_ratio={value}; it is the fraction removed, give 0 <= reduction_ratio <= 1")
-    elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    elif isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
         raise ValueError(f"{name}={value!r}; give a whole number, 0 or more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from torch import Tensor
 
@@ -47,9 +48,11 @@ class DART(Method):
 
     def __post_init__(self):
         check_budget(keep=self.keep, per_pivot=self.per_pivot, reduction_ratio=self.reduction_ratio)
-        if min(self.image_pivots, self.text_pivots) < 0 or self.image_pivots + self.text_pivots == 0:
+        pivots = self.image_pivots, self.text_pivots
+        if not all(isinstance(number, Integral) and number >= 0 for number in pivots) or sum(pivots) == 0:
             raise ValueError(
-                f"image_pivots={self.image_pivots}, text_pivots={self.text_pivots}; give 0 or more of each and at least one in all"
+                f"image_pivots={self.image_pivots}, text_pivots={self.text_pivots}; give whole numbers, 0 or more of each and at "
+                "least one in all"
             )
         if self.pivot_order not in PIVOT_ORDERS:
             raise ValueError(f"pivot_order={self.pivot_order!r}; give one of {', '.join(map(repr, PIVOT_ORDERS))}")

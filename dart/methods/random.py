@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -40,8 +41,8 @@ class Random(Method):
 
     def __post_init__(self):
         check_budget(keep=self.keep)
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}; give 0 or more")
+        if not isinstance(self.seed, Integral) or self.seed < 0:
+            raise ValueError(f"seed={self.seed!r}; give a whole number, 0 or more")
 
     def select(self, view: View) -> Tensor:
         image = view.image_mask
