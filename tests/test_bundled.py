@@ -1,0 +1,202 @@
+"""The recipe of the bundled model: packing, masks, losses, resuming, and a model that stock classes load."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import dart
+from dart import bundled, scenes
+
+spec = importlib.util.spec_from_file_location("recipe", Path(__file__).parents[1] / "train" / "bundled.py")
+recipe = importlib.util.module_from_spec(spec)
+sys.modules["recipe"] = recipe  # workers of a data loader and dataclasses look a module up by its name
+spec.loader.exec_module(recipe)
+
+TINY = recipe.Recipe(
+    width=32, layers=4, heads=2, key_value_heads=1, ffn=64, vision_width=64, vision_layers=1, look_heads=1,
+    see_steps=12, talk_steps=8, batch=2, questions=6, rate=3e-3,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_easy_vqa(monkeypatch):
+    """Every eighth lesson comes from a package that these tests do without."""
+    monkeypatch.setattr(recipe.Lessons, "easy", lambda self, index: self[index * 8])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Steps this small are slower on several threads, the more so when tests run beside each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return recipe.make_model(TINY, recipe.make_tokenizer()).eval()
+
+
+def start(folder, **changes):
+    return recipe.Run(replace(TINY, **changes), folder, torch.device("cpu"))
+
+
+def test_tokenizer_knows_every_word_of_the_tasks():
+    tokenizer = recipe.make_tokenizer()
+    for task in scenes.TASKS:
+        for question in scenes.questions(task):
+            assert tokenizer.unk_token_id not in tokenizer(f"{question.text} {question.answer}")["input_ids"]
+    for answer in (*scenes.NAMES, *scenes.WORDS, *scenes.COLORS, *scenes.REGIONS, *scenes.NUMBERS):
+        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        assert len(ids) == len(answer.split()) and tokenizer.decode(ids) == answer
+    assert tokenizer.decode(tokenizer("zebras", add_special_tokens=False)["input_ids"]) == "zebras"
+
+
+def test_every_question_is_longer_than_the_window():
+    tokenizer = recipe.make_tokenizer()
+    shortest = min(len(tokenizer.tokenize(q.text)) for task in scenes.TASKS for q in scenes.questions(task))
+    assert shortest >= recipe.WINDOW
+
+
+def test_lessons_are_never_test_scenes():
+    assert recipe.Lessons(TINY).__len__() + len(recipe.STAGES) * 2**26 < scenes.TEST_SEED
+
+
+@torch.no_grad()
+def test_packed_questions_are_answered_as_if_alone(model):
+    lessons = recipe.Lessons(TINY)
+    scene = scenes.compose(3)
+    asked = recipe.ask(scene, TINY.questions)
+    packed = {name: tensor[None] for name, tensor in lessons.pack(asked).items()}
+    image = torch.from_numpy(recipe.np.array(scenes.draw(scene)))[None]
+    features = recipe.image_features(model, image)
+    hidden = []
+    model.model.language_model.norm.register_forward_hook(lambda module, args, out: hidden.append(out))
+    recipe.talk_loss(model, features, packed, recipe.Look(model.model.language_model.layers[3], 1))
+    together = hidden[0][0, 1 + scenes.GRID**2 :]
+
+    processor = recipe.make_processor()
+    for number, question in enumerate(asked):
+        inputs = processor(text=bundled.prompt(question.text), images=scenes.draw(scene), return_tensors="pt")
+        alone = model.model(**inputs).last_hidden_state[0, -1]
+        torch.testing.assert_close(together[packed["last"][0, number]], alone, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_look_measures_the_attention_that_the_layer_pays():
+    model = recipe.make_model(TINY, recipe.make_tokenizer())
+    model.set_attn_implementation("eager")
+    lessons, layer = recipe.Lessons(TINY), 3
+    batch = {name: torch.stack([lessons[0][name], lessons[1][name]]) for name in lessons[0]}
+    features = recipe.image_features(model, batch["image"])
+    seen = []
+    decoder = model.model.language_model
+    for projection in (decoder.layers[layer].self_attn.q_proj, decoder.layers[layer].self_attn.k_proj):
+        projection.weight.mul_(40)  # fresh weights attend almost evenly, which would hide a wrong rotation
+    decoder.layers[layer].self_attn.register_forward_hook(lambda module, args, out: seen.append(out[1]))
+    _, loss, _ = recipe.talk_loss(model, features, batch, recipe.Look(decoder.layers[layer], 1))
+    prefix = batch["look"].shape[-1]
+    shares = []
+    for row in range(2):
+        for last, look in zip(batch["last"][row], batch["look"][row]):
+            if look.any():
+                attention = seen[0][row, 0, prefix + last, :prefix]
+                shares.append(-(attention[look].sum() / attention.sum()).log())
+    torch.testing.assert_close(loss, torch.stack(shares).mean(), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_no_answer_comes_from_the_image_before_layer_two(model):
+    """With every image token dropped at layer 2, two pictures that agree in their last row give the same logits."""
+    processor = recipe.make_processor()
+    one, other = scenes.draw(scenes.compose(3)), scenes.draw(scenes.compose(4))
+    features = [model.model.multi_modal_projector(torch.randn(1, 576, 64)) for _ in range(2)]
+    features[1][:, -24:] = features[0][:, -24:]
+    inputs = processor(text=bundled.prompt("is there a dog?"), images=one, return_tensors="pt")
+    del inputs["pixel_values"]
+
+    def logits(feature, keep):
+        given = {"image": recipe.BaseModelOutputWithPooling(pooler_output=list(feature))}
+        with dart.prune(model, dart.Random(keep=keep, seed=0)):
+            return model.model(**inputs, mm_encoder_outputs=given).last_hidden_state[0, -1]
+
+    assert torch.equal(logits(features[0], 0), logits(features[1], 0))
+    assert not torch.allclose(logits(features[0], 576), logits(features[1], 576), atol=1e-4)
+    assert one.tobytes() != other.tobytes()
+
+
+def test_loss_falls(tmp_path):
+    run = start(tmp_path, see_steps=25, talk_steps=12)
+    losses = []
+    step = run.loss
+    run.loss = lambda batch: losses.append(step(batch)) or losses[-1]
+    run.train()
+    assert run.finished
+    see = [loss["see"].item() for loss in losses[:25]]
+    talk = [loss["answer"].item() for loss in losses[25:]]
+    assert sum(see[-5:]) < 0.9 * sum(see[:5])
+    assert talk[-1] < 0.9 * talk[0]
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+    whole = start(tmp_path / "whole", see_steps=3, talk_steps=3)
+    whole.train()
+    killed = start(tmp_path / "killed", see_steps=3, talk_steps=3)
+    step = killed.loss
+
+    def loss_until_kill(batch):
+        if (killed.stage, killed.step) == ("talk", 2):
+            raise KeyboardInterrupt
+        return step(batch)
+
+    killed.loss = loss_until_kill
+    with pytest.raises(KeyboardInterrupt):
+        killed.train(save_every=0)
+    resumed = start(tmp_path / "killed", see_steps=3, talk_steps=3)
+    assert (resumed.stage, resumed.step) == ("talk", 2)
+    resumed.train()
+    for (name, one), other in zip(whole.model.named_parameters(), resumed.model.parameters()):
+        assert torch.equal(one, other), name
+
+
+def test_another_recipe_does_not_resume(tmp_path):
+    start(tmp_path).save()
+    with pytest.raises(ValueError, match="another recipe"):
+        start(tmp_path, rate=1e-4)
+
+
+def test_the_prune_stage_trains_through_the_context_manager(tmp_path):
+    run = start(tmp_path, see_steps=1, talk_steps=1, prune=16, prune_steps=2)
+    run.train()
+    assert run.finished and run.stage == "prune"
+
+
+def test_export_loads_offline_with_stock_classes(tmp_path):
+    run = start(tmp_path)
+    run.export(tmp_path / "model")
+    model, processor = bundled.load(tmp_path / "model")
+    assert type(model).__name__ == "LlavaForConditionalGeneration" and type(processor).__name__ == "LlavaProcessor"
+    stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "model"), AutoProcessor.from_pretrained(tmp_path / "model")
+    assert type(stock[0]) is type(model)
+    picture = scenes.draw(scenes.compose(0))
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "is there a dog?"}]}]
+    assert processor.apply_chat_template(turns) == bundled.prompt("is there a dog?")
+    inputs = processor(text=bundled.prompt("is there a dog?"), images=picture, return_tensors="pt")
+    assert inputs["input_ids"].shape == (1, 1 + 576 + 5)
+    with dart.prune(model, dart.DART(keep=64)) as report:
+        model.generate(**inputs, max_new_tokens=2)
+    assert "576 image tokens -> 64" in str(report)
+    pixels = (torch.from_numpy(recipe.np.array(picture)).permute(2, 0, 1) / 127.5 - 1)[None]
+    torch.testing.assert_close(inputs["pixel_values"], pixels, atol=1e-5, rtol=0)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["text_config"]["layer_types"][:3] == [
+        "sliding_attention", "sliding_attention", "full_attention",
+    ]
+    with pytest.raises(FileNotFoundError, match="make train"):
+        bundled.load(tmp_path / "nowhere")

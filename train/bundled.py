@@ -1,0 +1,586 @@
+"""Train the bundled model: a small stock LLaVA that answers questions about scenes and reads its image late.
+
+    python train/bundled.py --out data/model            # a CUDA machine if there is one, else the CPU
+    python train/bundled.py --out data/model --minutes 9   # a piece; the same command goes on where it stopped
+
+Two stages, each resumed from its last checkpoint after a kill; scene `i` of the run is seed `i`, so a resumed run sees
+what an uninterrupted one sees.
+
+1. *see*: tower, projector and word embeddings learn one thing: a patch's projected vector points, by cosine, to the
+   embedding of the word for what lies there (an object's name, a sign's word, its colour, or nothing). Labels are
+   free, since scenes are composited. Afterwards the projector is rescaled to the length of word embeddings.
+2. *talk*: everything learns to answer. Many questions about one scene share one sequence; each sees the image and itself
+   only and has the positions it has alone. Beside the answers, stage 1's loss goes on, and a few heads of one layer
+   are shown where to look: the last token of a question attends to the patches of what is asked for, or to the first
+   token where there is nothing to see.
+
+The first two decoder layers are local: their window is shorter than any question, so no answer can come from the image
+before layer 2. That gives the model LLaVA's depth profile, which a decoder trained from scratch does not have by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+import dart
+from dart import easy_vqa, scenes
+
+LOCAL_LAYERS, WINDOW = 2, 4  # "is there a dog?" has five tokens
+CHAT = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes and lengths; the defaults are for a CUDA machine."""
+
+    width: int = 256
+    layers: int = 8
+    heads: int = 8
+    key_value_heads: int = 4
+    ffn: int = 704
+    vision_width: int = 192
+    vision_layers: int = 6
+    image_size: int = scenes.SIZE
+    see_steps: int = 4000
+    talk_steps: int = 12000
+    batch: int = 64
+    questions: int = 20
+    rate: float = 1e-3
+    seed: int = 0
+    look_layer: int = LOCAL_LAYERS + 1
+    look_heads: int = 4
+    prune: int = 0  # image tokens that DART keeps in a last stage; 0 is no such stage (the dagger rows of the paper)
+    prune_steps: int = 2000
+
+
+# ------------------------------------------------------------------------------------------------ model
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words for everything the tasks say, letters for everything else."""
+    asked = "is there a an where the what at directly left of right above below color how many are word on sign number"
+    asked += " does say which yes no top center bottom it in image picture shape not present contain this"
+    shapes = "circle rectangle triangle gray teal brown white zero five six"
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = [*asked.split(), *scenes.NUMBERS, *scenes.NAMES, *scenes.COLORS, *scenes.WORDS, *shapes.split()]
+    pieces = ["##s", "##es", *letters, *("##" + letter for letter in letters), *"?.,!:;'-()"]
+    vocabulary = list(dict.fromkeys(["<pad>", "<s>", "</s>", "<unk>", "<image>", *words, *pieces]))
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+        padding_side="left",
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_processor(image_size: int = scenes.SIZE) -> LlavaProcessor:
+    """Tokenizer and PIL image processor, as they are saved beside the weights."""
+    size = {"height": image_size, "width": image_size}
+    pictures = CLIPImageProcessorPil(
+        size=size, crop_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=3, do_center_crop=False
+    )
+    return LlavaProcessor(
+        image_processor=pictures,
+        tokenizer=make_tokenizer(),
+        patch_size=scenes.PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT,
+    )
+
+
+def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    """A stock LLaVA with random weights: CLIP tower, two-layer projector, Qwen2 decoder that starts with local layers."""
+    vision = CLIPVisionConfig(
+        hidden_size=recipe.vision_width,
+        intermediate_size=4 * recipe.vision_width,
+        num_hidden_layers=recipe.vision_layers,
+        num_attention_heads=max(1, recipe.vision_width // 64),
+        image_size=recipe.image_size,
+        patch_size=scenes.PATCH,
+        projection_dim=recipe.vision_width,
+        attention_dropout=0.0,
+    )
+    text = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        intermediate_size=recipe.ffn,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.key_value_heads,
+        max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+        use_sliding_window=True,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention"] * LOCAL_LAYERS + ["full_attention"] * (recipe.layers - LOCAL_LAYERS),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(recipe.image_size // scenes.PATCH) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(recipe.seed)
+    return LlavaForConditionalGeneration(config)
+
+
+# ------------------------------------------------------------------------------------------------ lessons
+
+
+def ask(scene: scenes.Scene, number: int) -> list[scenes.Question]:
+    """About `number` training questions on a scene, of every kind that the tasks ask."""
+    dice = scenes._Dice(f"lesson {scene.seed}")
+    asked: list[scenes.Question | None] = []
+    present = dice.several(scene.names, 3)
+    for split in scenes.SPLITS:
+        asked.append(scenes.ask_existence(scene, dice, scenes.absent(scene, dice, split, 1)[0]))
+    asked += [scenes.ask_existence(scene, dice, name) for name in present]
+    asked += [scenes.ask_where(scene, dice), scenes.ask_where(scene, dice)]
+    asked += [scenes.ask_what_is_there(scene, dice), scenes.ask_what_is_there(scene, dice)]
+    asked += [scenes.ask_relation(scene, dice, answer) for answer in scenes.YES_NO]
+    asked += [scenes.ask_neighbour(scene, dice), scenes.ask_color(scene, dice), scenes.ask_color(scene, dice)]
+    asked += [scenes.ask_count(scene, dice, n) for n in (1, 2, 3, 4)]
+    asked += [scenes.ask_word(scene, dice) for _ in scene.signs]
+    pair = scenes.ask_pair(scene, dice, dice.pick(("count", "color", "position", "text")))
+    choice = scenes.ask_choice(scene, dice, dice.pick(("existence", "name", "color", "position", "text")))
+    asked += (pair or []) + (dice.several(choice, 2) if choice else [])
+    return dice.several([question for question in asked if question], number)
+
+
+@lru_cache(maxsize=1)
+def easy_pictures() -> list[list[easy_vqa.Question]]:
+    """Training questions of easy-VQA, those on one picture together."""
+    pictures = defaultdict(list)
+    for question in easy_vqa.questions("train"):
+        pictures[question.picture_key].append(question)
+    return list(pictures.values())
+
+
+def words_of(item: scenes.Thing | scenes.Sign) -> str:
+    return item.name if isinstance(item, scenes.Thing) else item.word
+
+
+class Lessons(torch.utils.data.Dataset):
+    """Scene `i` drawn, labelled and asked about, every eighth a picture of easy-VQA instead; all items have one shape.
+
+    Each item holds `image` uint8 (H, W, 3), `names` and `colors` int64 (patches,) token ids with -100 where nothing is to
+    be learned, and for the packed questions `tokens`, `labels`, `segment`, `position` int64 (T,), `last` int64 (Q,) and
+    `look` bool (Q, 1 + patches): the row that answers and where it should look, the first column being the first token.
+    """
+
+    def __init__(self, recipe: Recipe, first: int = 0):
+        self.recipe, self.first, self.tokenizer = recipe, first, make_tokenizer()
+        self.length = recipe.questions * 12
+        self.nothing = self.tokenizer.convert_tokens_to_ids("<image>")
+
+    def __len__(self) -> int:
+        return scenes.TEST_SEED // 4
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if index % 8 == 7:
+            return self.easy(index // 8)
+        scene = scenes.compose(self.first + index)
+        names = np.full(scenes.GRID**2, self.nothing)
+        colors = np.full(scenes.GRID**2, -100)
+        for item in (*scene.things, *scene.signs):
+            inside = scene.patches(item).ravel()
+            names[inside] = self.tokenizer.convert_tokens_to_ids(words_of(item))
+            if item.color:
+                colors[inside] = self.tokenizer.convert_tokens_to_ids(item.color)
+        return {
+            "image": torch.from_numpy(np.array(scenes.draw(scene))),
+            "names": torch.from_numpy(names),
+            "colors": torch.from_numpy(colors),
+            **self.pack(ask(scene, self.recipe.questions)),
+        }
+
+    def easy(self, index: int) -> dict[str, Tensor]:
+        """A picture of easy-VQA with its questions, and no word on what lies where."""
+        pictures = easy_pictures()
+        asked = pictures[index % len(pictures)]
+        picture = asked[0].picture().resize((scenes.SIZE, scenes.SIZE), Image.Resampling.BICUBIC)
+        unknown = torch.full((scenes.GRID**2,), -100)
+        packed = self.pack(asked[: self.recipe.questions])
+        return {"image": torch.from_numpy(np.array(picture)), "names": unknown, "colors": unknown, **packed}
+
+    def pack(self, asked: Sequence[scenes.Question | easy_vqa.Question]) -> dict[str, Tensor]:
+        patches = scenes.GRID**2
+        tokens = np.full(self.length, self.tokenizer.pad_token_id)
+        labels = np.full(self.length, -100)
+        segment = np.zeros(self.length, int)  # 0 is padding, the questions count from 1
+        position = np.zeros(self.length, int)
+        last = np.zeros(self.recipe.questions, int)
+        look = np.zeros((self.recipe.questions, 1 + patches), bool)
+        start = 0
+        for number, question in enumerate(asked):
+            prompt = self.tokenizer(question.text, add_special_tokens=False)["input_ids"]
+            answer = self.tokenizer(question.answer, add_special_tokens=False)["input_ids"]
+            line = [*prompt, *answer, self.tokenizer.eos_token_id]
+            end = start + len(line)
+            if end > self.length:
+                break
+            tokens[start:end] = line
+            labels[start + len(prompt) - 1 : end - 1] = line[len(prompt) :]  # each row's label is the next token
+            segment[start:end] = number + 1
+            position[start:end] = 1 + patches + np.arange(len(line))
+            last[number] = start + len(prompt) - 1
+            if isinstance(question, scenes.Question):
+                for item in question.evidence:
+                    look[number, 1:] |= question.scene.patches(item).ravel()
+                look[number, 0] = not question.evidence
+            start = end
+        arrays = {"tokens": tokens, "labels": labels, "segment": segment, "position": position, "last": last, "look": look}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def packed_masks(segment: Tensor, position: Tensor, patches: int) -> dict[str, Tensor]:
+    """Masks under which each packed question sees the first token, the image and itself, as if it stood alone.
+
+    Parameters
+    ----------
+    segment, position : Tensor
+        int64 (batch, T): which question a token belongs to (0 is padding), and its position.
+    patches : int
+        Number of image tokens.
+
+    Returns
+    -------
+    dict of Tensor
+        `full_attention` and `sliding_attention`: bool (batch, 1, 1 + patches + T, 1 + patches + T), True is seen.
+    """
+    batch, device = len(segment), segment.device
+    prefix = torch.arange(1 + patches, device=device).expand(batch, -1)
+    where = torch.cat([prefix, position], 1)
+    segment = torch.cat([torch.full_like(prefix, -1), segment], 1)  # -1 is what all questions see
+    order = torch.arange(where.shape[1], device=device)
+    ours = (segment[:, :, None] == segment[:, None]) | (segment[:, None] == -1)
+    full = ours & (order[:, None] >= order)
+    near = where[:, :, None] - where[:, None] < WINDOW
+    alone = torch.eye(where.shape[1], dtype=torch.bool, device=device)  # a row that sees nothing would give NaN
+    return {"full_attention": full[:, None], "sliding_attention": ((full & near) | alone)[:, None]}
+
+
+# ------------------------------------------------------------------------------------------------ losses
+
+
+def see_loss(model, features: Tensor, names: Tensor, colors: Tensor, words: Tensor, paints: Tensor) -> Tensor:
+    """Cross-entropy of patches against word embeddings by scaled cosine.
+
+    `features` (batch, patches, width) are projected; `words` and `paints` are the token ids among which a patch has to
+    choose its name (nothing is the first) and its colour. Objects cover a twentieth of a scene, so patches with and
+    without one weigh the same.
+    """
+    table = F.normalize(model.get_input_embeddings().weight, dim=-1)
+    cosine = 16 * F.normalize(features, dim=-1) @ table[torch.cat([words, paints])].T
+    slot = torch.full((len(table),), -100, device=features.device)
+    slot[words] = torch.arange(len(words), device=features.device)
+    known = names >= 0
+    said = F.cross_entropy(cosine[known][:, : len(words)], slot[names[known]], reduction="none")
+    empty = names[known] == words[0]
+    loss = said[empty].mean() + said[~empty].mean()
+    slot[paints] = torch.arange(len(paints), device=features.device)
+    target = torch.where(colors < 0, colors, slot[colors.clamp(min=0)]).flatten()
+    return loss + F.cross_entropy(cosine[..., len(words) :].flatten(0, 1), target, ignore_index=-100)
+
+
+class Look:
+    """Attention of chosen rows to the prefix in one layer, recomputed from its input so that any kernel may run."""
+
+    def __init__(self, layer: nn.Module, heads: int):
+        self.attention, self.heads = layer.self_attn, heads
+        self.hook = self.attention.register_forward_pre_hook(self.keep, with_kwargs=True)
+
+    def keep(self, module, args, kwargs) -> None:
+        self.hidden = kwargs.get("hidden_states", args[0] if args else None)
+        self.cos, self.sin = kwargs["position_embeddings"]
+
+    def loss(self, rows: Tensor, look: Tensor) -> Tensor:
+        """Mean negative log of the attention that `rows` (batch, Q) pay to where `look` (batch, Q, prefix) is True."""
+        prefix, size = look.shape[-1], self.attention.head_dim
+        gather = rows[..., None] + prefix
+
+        def turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            states = states.unflatten(-1, (-1, size)).transpose(1, 2)
+            first, second = states.chunk(2, -1)
+            return states * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
+
+        def chosen(states: Tensor) -> Tensor:
+            return states.expand(len(rows), -1, -1).gather(1, gather.expand(-1, -1, states.shape[-1]))
+
+        query = turned(self.attention.q_proj(chosen(self.hidden)), chosen(self.cos), chosen(self.sin))
+        key = turned(self.attention.k_proj(self.hidden[:, :prefix]), self.cos[:, :prefix], self.sin[:, :prefix])
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+        scores = (query[:, : self.heads] @ key[:, : self.heads].transpose(2, 3)).float() * size**-0.5
+        share = scores.log_softmax(-1).masked_fill(~look[:, None], -torch.inf).logsumexp(-1)
+        asked = look.any(-1)[:, None].expand_as(share)
+        return -share[asked].mean()
+
+
+def image_features(model, images: Tensor) -> Tensor:
+    """Projected image tokens (batch, patches, width) of uint8 images (batch, height, width, 3)."""
+    pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    tower = model.model.vision_tower(pixels).last_hidden_state[:, 1:]
+    return model.model.multi_modal_projector(tower)
+
+
+def talk_loss(model, features: Tensor, batch: dict[str, Tensor], look: Look) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of the answers' tokens, loss of where to look, and share of answer tokens that are right."""
+    table = model.get_input_embeddings()
+    first = table.weight[model.config.text_config.bos_token_id].expand(len(features), 1, -1)
+    inputs = torch.cat([first, features, table(batch["tokens"])], 1)
+    prefix = torch.arange(1 + features.shape[1], device=inputs.device).expand(len(features), -1)
+    hidden = model.model.language_model(
+        inputs_embeds=inputs,
+        attention_mask=packed_masks(batch["segment"], batch["position"], features.shape[1]),
+        position_ids=torch.cat([prefix, batch["position"]], 1),
+        use_cache=False,
+    ).last_hidden_state[:, prefix.shape[1] :]
+    taught = batch["labels"] >= 0
+    logits, labels = model.lm_head(hidden[taught]).float(), batch["labels"][taught]
+    right = (logits.argmax(-1) == labels).float().mean()
+    return F.cross_entropy(logits, labels), look.loss(batch["last"], batch["look"]), right
+
+
+def pruned_loss(model, features: Tensor, batch: dict[str, Tensor], keep: int) -> Tensor:
+    """Cross-entropy of answers with DART at work: the first question of each scene, as a user asks it."""
+    config = model.config
+    table_of_ids = torch.full((features.shape[1],), config.image_token_id, device=features.device)
+    first = torch.full((len(features), 1), config.text_config.bos_token_id, device=features.device)
+    mine = batch["segment"] == 1
+    longest = int(mine.sum(1).max())
+    tokens = torch.cat([first, table_of_ids.expand(len(features), -1), batch["tokens"][:, :longest]], 1)
+    seen = torch.cat([torch.ones_like(tokens[:, : -longest]), mine[:, :longest].long()], 1)
+    with dart.prune(model, dart.DART(keep=keep)):
+        hidden = model.model(
+            input_ids=tokens,
+            attention_mask=seen,
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=list(features))},
+            use_cache=False,
+        ).last_hidden_state[:, -longest:]
+    labels = batch["labels"][:, :longest].masked_fill(~mine[:, :longest], -100)
+    return F.cross_entropy(model.lm_head(hidden[labels >= 0]).float(), labels[labels >= 0])
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+STAGES = ("see", "talk", "prune")
+
+
+class Run:
+    """One training run in a folder: what it has learned, how far it is, and the curve so far."""
+
+    def __init__(self, recipe: Recipe, folder: Path, device: torch.device):
+        self.recipe, self.device = recipe, device
+        self.file = folder / "state.safetensors"
+        self.processor = make_processor(recipe.image_size)
+        self.model = make_model(recipe, self.processor.tokenizer).to(device)
+        self.look = Look(self.model.model.language_model.layers[recipe.look_layer], recipe.look_heads)
+        ids = self.processor.tokenizer.convert_tokens_to_ids
+        self.words = torch.tensor(ids(["<image>", *scenes.NAMES, *scenes.WORDS]), device=device)
+        self.paints = torch.tensor(ids(list(scenes.COLORS)), device=device)
+        self.stage, self.step, self.curve = STAGES[0], 0, []
+        self.new_optimizer()
+        if self.file.exists():
+            self.load()
+
+    @property
+    def steps(self) -> int:
+        return {"see": self.recipe.see_steps, "talk": self.recipe.talk_steps, "prune": self.recipe.prune_steps}[self.stage]
+
+    def new_optimizer(self) -> None:
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.recipe.rate, betas=(0.9, 0.95))
+
+    def save(self) -> None:
+        """Write everything that going on needs into one file, so that a kill leaves the old state or the new one."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        tensors = {f"weight/{name}": tensor.detach().clone() for tensor, name in names.items()}
+        for parameter, state in self.optimizer.state.items():
+            tensors |= {f"{key}/{names[parameter]}": state[key] for key in ("exp_avg", "exp_avg_sq")}
+        progress = {"recipe": asdict(self.recipe), "stage": self.stage, "step": self.step, "curve": self.curve}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.file.with_suffix(".new")
+        save_file(tensors, fresh, {"progress": json.dumps(progress)})
+        os.replace(fresh, self.file)
+
+    def load(self) -> None:
+        with safe_open(self.file, "pt", device=str(self.device)) as file:
+            progress = json.loads(file.metadata()["progress"])
+            if progress["recipe"] != asdict(self.recipe):
+                raise ValueError(f"{self.file} was made by another recipe; give another --run folder or delete it")
+            self.stage, self.step, self.curve = progress["stage"], progress["step"], progress["curve"]
+            stored = set(file.keys())
+            for name, parameter in self.model.named_parameters():
+                parameter.data.copy_(file.get_tensor(f"weight/{name}"))
+                if f"exp_avg/{name}" in stored:
+                    self.optimizer.state[parameter] = {
+                        "step": torch.tensor(float(self.step)),
+                        **{key: file.get_tensor(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq")},
+                    }
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        features = image_features(self.model, batch["image"])
+        see = see_loss(self.model, features, batch["names"], batch["colors"], self.words, self.paints)
+        if self.stage == "see":
+            return {"loss": see, "see": see}
+        if self.stage == "prune":
+            answer = pruned_loss(self.model, features, batch, self.recipe.prune)
+            return {"loss": answer + 0.1 * see, "see": see, "answer": answer}
+        answer, look, right = talk_loss(self.model, features, batch, self.look)
+        return {"loss": answer + 0.1 * see + 0.3 * look, "see": see, "answer": answer, "look": look, "right": right}
+
+    def end_stage(self) -> None:
+        if self.stage == "see":
+            rescale_projector(self.model, next(iter(self.lessons(self.steps, 1)))["image"].to(self.device))
+        following = STAGES[STAGES.index(self.stage) + 1 :]
+        if following:
+            self.stage, self.step = following[0], 0
+            self.new_optimizer()
+
+    @property
+    def finished(self) -> bool:
+        return self.stage == ("prune" if self.recipe.prune else "talk") and self.step >= self.steps
+
+    def lessons(self, start: int, steps: int) -> torch.utils.data.DataLoader:
+        """Batches for `steps` steps from step `start` of the present stage on."""
+        first = STAGES.index(self.stage) * 2**26  # each stage has scenes of its own
+        workers = (os.cpu_count() or 1) if self.device.type == "cuda" else 0
+        return torch.utils.data.DataLoader(
+            Lessons(self.recipe, first),
+            batch_size=self.recipe.batch,
+            sampler=range(start * self.recipe.batch, (start + steps) * self.recipe.batch),
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if workers else None,
+        )
+
+    def train(self, seconds: float = math.inf, save_every: float = 60.0) -> None:
+        """Go on until the recipe is finished or `seconds` are over."""
+        end, saved = time.monotonic() + seconds, time.monotonic()
+        while not self.finished and time.monotonic() < end:
+            bar = tqdm(total=self.steps, initial=self.step, desc=self.stage, dynamic_ncols=True)
+            for batch in self.lessons(self.step, self.steps - self.step):
+                batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+                warm = min(1.0, (self.step + 1) / max(1, min(300, self.steps // 10)))
+                for group in self.optimizer.param_groups:
+                    decay = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
+                    group["lr"] = self.recipe.rate * warm * decay
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                    losses = self.loss(batch)
+                self.optimizer.zero_grad(set_to_none=True)
+                losses["loss"].backward()
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                self.optimizer.step()
+                self.step += 1
+                bar.update()
+                if self.step % 50 == 0 or self.step == self.steps:
+                    point = {name: round(loss.item(), 4) for name, loss in losses.items()}
+                    self.curve.append({"stage": self.stage, "step": self.step, **point})
+                    bar.set_postfix(point)
+                if time.monotonic() > saved + save_every:
+                    self.save()
+                    saved = time.monotonic()
+                if time.monotonic() > end:
+                    break
+            bar.close()
+            if self.step >= self.steps and not self.finished:
+                self.end_stage()
+            self.save()
+
+    def export(self, folder: Path) -> None:
+        """Weights in bfloat16, config, tokenizer and processor, for `from_pretrained`."""
+        self.model.to(torch.bfloat16).save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+@torch.no_grad()
+def rescale_projector(model, images: Tensor) -> None:
+    """Give image tokens the mean length of word embeddings; the cosine loss leaves it free, and it grows."""
+    length = image_features(model, images).norm(dim=-1).mean()
+    wanted = model.get_input_embeddings().weight.norm(dim=-1).mean()
+    last = model.model.multi_modal_projector.linear_2
+    last.weight.mul_(wanted / length)
+    last.bias.mul_(wanted / length)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the bundled model; the same command resumes.")
+    parser.add_argument("--out", type=Path, default=dart.data_root() / "model", help="folder for the finished model")
+    parser.add_argument("--run", type=Path, default=Path("build/bundled"), help="folder of the state to resume from")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; the next call goes on")
+    parser.add_argument("--curves", type=Path, default=dart.data_root() / "results" / "training.json")
+    parser.add_argument("--steps", type=int, nargs=2, metavar=("SEE", "TALK"), help="other lengths of the two stages")
+    parser.add_argument("--batch", type=int, default=Recipe.batch, help="scenes a step")
+    parser.add_argument("--prune", type=int, default=0, metavar="KEEP", help="end with DART at work on this budget")
+    given = parser.parse_args()
+    see, talk = given.steps or (Recipe.see_steps, Recipe.talk_steps)
+    recipe = Recipe(see_steps=see, talk_steps=talk, batch=given.batch, prune=given.prune)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = Run(recipe, given.run, device)
+    run.train(60 * given.minutes)
+    if not run.finished:
+        print(f"stopped at step {run.step} of {run.steps} of stage {run.stage}; the same command goes on from there")
+        return
+    run.export(given.out)
+    given.curves.parent.mkdir(parents=True, exist_ok=True)
+    given.curves.write_text(json.dumps({"recipe": asdict(recipe), "curve": run.curve}, indent=1) + "\n")
+    print(f"model in {given.out}, curves in {given.curves}")
+
+
+if __name__ == "__main__":
+    main()
