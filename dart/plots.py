@@ -34,7 +34,7 @@ def use_style() -> None:
             "axes.edgecolor": INK,
             "axes.labelcolor": INK,
             "axes.titlelocation": "left",
-            "axes.titleweight": "semibold",
+            "axes.titleweight": "bold",
             "axes.spines.top": False,
             "axes.spines.right": False,
             "legend.frameon": False,
