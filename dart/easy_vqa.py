@@ -34,6 +34,7 @@ class Question:
     answer: str
     choices: tuple[str, ...]
     kind: str
+    group: int | None = None
 
     @property
     def picture_key(self) -> Path:
@@ -66,13 +67,16 @@ def questions(split: str = "test") -> tuple[Question, ...]:
     )
 
 
-def score(asked: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
-    """Accuracy in all and of each kind, 0 to 1."""
+def score(
+    asked: Sequence[Question], answers: Sequence[str], weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Accuracy in all and of each kind, 0 to 1; `weights` as in `dart.scenes.score`."""
     right = correct(asked, answers)
-    scores = {"accuracy": float(right.mean())}
-    for kind in dict.fromkeys(question.kind for question in asked):
-        scores[f"accuracy/{kind}"] = float(right[[question.kind == kind for question in asked]].mean())
-    return scores
+    weights = np.ones(len(asked)) if weights is None else np.asarray(weights, float)
+    kinds = np.array([question.kind for question in asked])
+    rows = {"accuracy": kinds != "", **{f"accuracy/{kind}": kinds == kind for kind in dict.fromkeys(kinds.tolist())}}
+    with np.errstate(invalid="ignore"):  # a resample may miss a kind: nan
+        return {name: weights[..., row] @ right[row] / weights[..., row].sum(-1) for name, row in rows.items()}
 
 
 def floors() -> dict[str, dict[str, float]]:

@@ -399,7 +399,7 @@ class Question:
     answer: str
     choices: tuple[str, ...]
     kind: str
-    group: int = 0
+    group: int | None = None
     evidence: tuple[Thing | Sign, ...] = field(default=(), repr=False)
 
     @property
@@ -756,55 +756,73 @@ def correct(asked: Sequence[Question], answers: Sequence[str]) -> np.ndarray:
     return np.array([normal(answer) == normal(question.answer) for question, answer in zip(asked, answers)], bool)
 
 
-def f1_score(truth: np.ndarray, said: np.ndarray) -> float:
-    """F1 of "yes" as POPE computes it, 0 to 1; anything that is not yes counts as no."""
-    hits = (truth & said).sum()
-    return float(2 * hits / max(truth.sum() + said.sum(), 1))
-
-
-def score(task: str, asked: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
+def score(
+    task: str, asked: Sequence[Question], answers: Sequence[str], weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Scores of a task by the protocol that it follows, all from 0 to 1 except the sum named `score`.
 
-    - existence: per split F1, accuracy and share of yes; `f1`, `accuracy` and `yes_rate` are means over the splits;
+    - existence: per split F1, accuracy and share of yes (what is not yes counts as no, as in POPE's script); `f1`,
+      `accuracy` and `yes_rate` are means over the splits;
     - relations, attributes, reading: accuracy, and accuracy of each kind (with one true answer, VQA's soft accuracy over
       ten annotators is the exact match);
     - pairs: per subject accuracy and accuracy+ (both questions right); `score` adds both in percent over the subjects,
       as MME does, so that it runs to 200 for each subject;
     - choice: accuracy, and `circular`, for which all four rotations have to be right.
+
+    Parameters
+    ----------
+    task : str
+    asked, answers : sequences of length n
+    weights : array, (..., n), optional
+        How often each question counts, for resampling; the scores then have shape (...). A group is counted as often as
+        its first question.
     """
     base = task.removesuffix(UNSEEN)
     find_task(task)
     right = correct(asked, answers)
+    weights = np.ones(len(asked)) if weights is None else np.asarray(weights, float)
     kinds = list(dict.fromkeys(question.kind for question in asked))
-    of_kind = {kind: np.array([question.kind == kind for question in asked]) for kind in kinds}
-    scores: dict[str, float] = {}
+    of_kind = {kind: np.flatnonzero([question.kind == kind for question in asked]) for kind in kinds}
+
+    def mean(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # a resample may miss a kind: nan
+            return weights[..., rows] @ values[rows] / weights[..., rows].sum(-1)
+
+    scores: dict[str, np.ndarray] = {}
     if base == "existence":
         truth = np.array([question.answer == "yes" for question in asked])
         said = np.array([normal(answer) == "yes" for answer in answers])
         for kind, rows in of_kind.items():
-            scores[f"f1/{kind}"] = f1_score(truth[rows], said[rows])
-            scores[f"accuracy/{kind}"] = float(right[rows].mean())
-            scores[f"yes_rate/{kind}"] = float(said[rows].mean())
+            scores[f"f1/{kind}"] = f1_score(truth[rows], said[rows], weights[..., rows])
+            scores[f"accuracy/{kind}"] = mean(right, rows)
+            scores[f"yes_rate/{kind}"] = mean(said, rows)
         for name in ("f1", "accuracy", "yes_rate"):
-            scores[name] = float(np.mean([scores[f"{name}/{kind}"] for kind in kinds]))
+            scores[name] = np.mean([scores[f"{name}/{kind}"] for kind in kinds], axis=0)
         return scores
-    scores["accuracy"] = float(right.mean())
+    scores["accuracy"] = mean(right, np.arange(len(asked)))
+    for kind, rows in of_kind.items():
+        scores[f"accuracy/{kind}"] = mean(right, rows)
     if base in ("pairs", "choice"):
         name = "accuracy_plus" if base == "pairs" else "circular"
-        whole = defaultdict(lambda: True)
-        for question, hit in zip(asked, right):
-            whole[question.kind, question.group] &= bool(hit)
-        for kind in kinds:
-            scores[f"accuracy/{kind}"] = float(right[of_kind[kind]].mean())
-            scores[f"{name}/{kind}"] = float(np.mean([hit for (group, _), hit in whole.items() if group == kind]))
-        scores[name] = float(np.mean(list(whole.values())))
+        members = defaultdict(list)
+        for index, question in enumerate(asked):
+            members[question.group].append(index)
+        first = np.array([rows[0] for rows in members.values()])
+        whole = np.zeros(len(asked), bool)
+        whole[first] = [right[rows].all() for rows in members.values()]
+        scores[name] = mean(whole, first)
+        for kind, rows in of_kind.items():
+            scores[f"{name}/{kind}"] = mean(whole, np.intersect1d(first, rows))
         if base == "pairs":
             parts = ("accuracy", "accuracy_plus")
             scores["score"] = 100 * sum(scores[f"{part}/{kind}"] for kind in kinds for part in parts)
-        return scores
-    for kind, rows in of_kind.items():
-        scores[f"accuracy/{kind}"] = float(right[rows].mean())
     return scores
+
+
+def f1_score(truth: np.ndarray, said: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """F1 of "yes", 0 to 1: `truth` and `said` are bool (n,), `weights` (..., n) says how often each counts."""
+    weights = np.ones(len(truth)) if weights is None else weights
+    return 2 * weights @ (truth & said) / np.maximum(weights @ truth + weights @ said, 1)
 
 
 @lru_cache(maxsize=32)
@@ -828,7 +846,7 @@ def floors(task: str) -> dict[str, dict[str, float]]:
     learned = [(by_text.get(q.text) or by_kind[q.kind]).most_common(1)[0][0] for q in asked]
     tries = [learned, *([answer] * len(asked) for answer in sorted({answer for c in by_kind.values() for answer in c}))]
     scored = [score(task, asked, answers) for answers in tries]
-    blind = {name: max(each[name] for each in scored) for name in scored[0] if not name.startswith("yes_rate")}
+    blind = {name: float(max(each[name] for each in scored)) for name in scored[0] if not name.startswith("yes_rate")}
 
     guess = float(np.mean([1 / len(question.choices) for question in asked]))
     chance = {"accuracy": guess}
