@@ -19,7 +19,7 @@ sys.modules["recipe"] = recipe  # workers of a data loader and dataclasses look 
 spec.loader.exec_module(recipe)
 
 TINY = recipe.Recipe(
-    width=32, layers=4, heads=2, key_value_heads=1, ffn=64, vision_width=64, vision_layers=1, look_heads=1,
+    width=32, layers=4, heads=2, ffn=64, vision_width=64, vision_layers=1, look_heads=1,
     see_steps=12, talk_steps=8, batch=2, questions=6, rate=3e-3,
 )
 

@@ -69,8 +69,8 @@ class Recipe:
     width: int = 256
     layers: int = 8
     heads: int = 8
-    key_value_heads: int = 4
     ffn: int = 704
+    rope_theta: float = 1e6  # slow rotations, so that alike states match over the whole image
     vision_width: int = 192
     vision_layers: int = 6
     image_size: int = scenes.SIZE
@@ -150,9 +150,9 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaForCo
         intermediate_size=recipe.ffn,
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.key_value_heads,
+        num_key_value_heads=recipe.heads,
         max_position_embeddings=2048,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
         tie_word_embeddings=True,
         use_sliding_window=True,
         sliding_window=WINDOW,
@@ -175,6 +175,23 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaForCo
     )
     torch.manual_seed(recipe.seed)
     return LlavaForConditionalGeneration(config)
+
+
+@torch.no_grad()
+def wire(decoder: nn.Module) -> None:
+    """Start attention as "look for what is like me, and take it over" (mimetic initialisation, arXiv 2305.09828).
+
+    Queries and keys share one orthogonal map and so do values and outputs, up to its transpose and a scale that brings
+    what is taken over to the length of a word embedding. Image tokens lie where their words lie, so that the name in a
+    question finds the patches that show it from the first step on.
+    """
+    length = decoder.embed_tokens.weight.norm(dim=-1).mean() / decoder.config.hidden_size**0.5
+    for layer in decoder.layers:
+        for one, other, scale in (("q_proj", "k_proj", 1.0), ("v_proj", "o_proj", float(length))):
+            one, other = getattr(layer.self_attn, one), getattr(layer.self_attn, other)
+            turn = nn.init.orthogonal_(torch.empty_like(one.weight))
+            one.weight.copy_(turn)
+            other.weight.copy_(scale * (turn.T if other is layer.self_attn.o_proj else turn))
 
 
 # ------------------------------------------------------------------------------------------------ lessons
@@ -487,6 +504,8 @@ class Run:
     def end_stage(self) -> None:
         if self.stage == "see":
             rescale_projector(self.model, next(iter(self.lessons(self.steps, 1)))["image"].to(self.device))
+            torch.manual_seed(self.recipe.seed)
+            wire(self.model.model.language_model)
         following = STAGES[STAGES.index(self.stage) + 1 :]
         if following:
             self.stage, self.step = following[0], 0
