@@ -66,7 +66,7 @@ def test_every_question_is_longer_than_the_window():
 
 
 def test_lessons_are_never_test_scenes():
-    assert recipe.Lessons(TINY).__len__() + len(recipe.STAGES) * 2**26 < scenes.TEST_SEED
+    assert len(recipe.Lessons(TINY)) + len(recipe.STAGES) * 2**26 < recipe.EXAM_SEED < scenes.TEST_SEED // 2 + 1
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def test_packed_questions_are_answered_as_if_alone(model):
     features = recipe.image_features(model, image)
     hidden = []
     model.model.language_model.norm.register_forward_hook(lambda module, args, out: hidden.append(out))
-    recipe.talk_loss(model, features, packed, recipe.Look(model.model.language_model.layers[3], 1))
+    recipe.talk(model, features, packed)
     together = hidden[0][0, 1 + scenes.GRID**2 :]
 
     processor = recipe.make_processor()
@@ -101,7 +101,9 @@ def test_look_measures_the_attention_that_the_layer_pays():
     for projection in (decoder.layers[layer].self_attn.q_proj, decoder.layers[layer].self_attn.k_proj):
         projection.weight.mul_(40)  # fresh weights attend almost evenly, which would hide a wrong rotation
     decoder.layers[layer].self_attn.register_forward_hook(lambda module, args, out: seen.append(out[1]))
-    _, loss, _ = recipe.talk_loss(model, features, batch, recipe.Look(decoder.layers[layer], 1))
+    watch = recipe.Look(decoder.layers[layer], 1)
+    recipe.talk(model, features, batch)
+    loss = watch.loss(batch["last"], batch["look"])
     prefix = batch["look"].shape[-1]
     shares = []
     for row in range(2):
@@ -143,6 +145,26 @@ def test_loss_falls(tmp_path):
     talk = [loss["answer"].item() for loss in losses[25:]]
     assert sum(see[-5:]) < 0.9 * sum(see[:5])
     assert talk[-1] < 0.9 * talk[0]
+
+
+def test_the_exam_counts_questions_right_only_if_every_token_is(tmp_path, monkeypatch):
+    run = start(tmp_path)
+    batch = next(iter(run.lessons(0, 1, first=recipe.EXAM_SEED)))
+
+    def almost(model, features, batch):
+        """Right but for the last token (the end of the answer) of each row's first question."""
+        taught = batch["labels"] >= 0
+        labels, owner = batch["labels"][taught], (torch.arange(2)[:, None] * 6 + batch["segment"] - 1)[taught]
+        said = labels.clone()
+        for row in range(2):
+            said[(owner == 6 * row).nonzero()[-1]] = 0
+        return torch.nn.functional.one_hot(said, 400).float(), labels, owner
+
+    monkeypatch.setattr(recipe, "talk", almost)
+    scores, kinds = run.exam(1), [recipe.KINDS[kind] for kind in batch["kind"].flatten().tolist() if kind >= 0]
+    for kind in set(kinds):
+        missed = sum(recipe.KINDS[batch["kind"][row, 0]] == kind for row in range(2))
+        assert scores[kind] == pytest.approx(1 - missed / kinds.count(kind), abs=1e-4)
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):

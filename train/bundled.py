@@ -84,6 +84,7 @@ class Recipe:
     look_heads: int = 4
     prune: int = 0  # image tokens that DART keeps in a last stage; 0 is no such stage (the dagger rows of the paper)
     prune_steps: int = 2000
+    exam_every: int = 500
 
 
 # ------------------------------------------------------------------------------------------------ model
@@ -226,6 +227,20 @@ def easy_pictures() -> list[list[easy_vqa.Question]]:
     return list(pictures.values())
 
 
+KINDS = ("existence", "where", "name", "relation", "neighbour", "color", "count", "word", "statement", "choice", "easy-vqa")
+
+
+def kind_of(question: scenes.Question | easy_vqa.Question) -> str:
+    """Which of `KINDS` a training question is."""
+    if isinstance(question, easy_vqa.Question):
+        return "easy-vqa"
+    if question.choices == scenes.LETTERS:
+        return "choice"
+    if question.kind in KINDS and (question.choices != scenes.YES_NO or question.kind in ("existence", "relation")):
+        return question.kind
+    return "statement"
+
+
 def words_of(item: scenes.Thing | scenes.Sign) -> str:
     return item.name if isinstance(item, scenes.Thing) else item.word
 
@@ -234,8 +249,9 @@ class Lessons(torch.utils.data.Dataset):
     """Scene `i` drawn, labelled and asked about, every eighth a picture of easy-VQA instead; all items have one shape.
 
     Each item holds `image` uint8 (H, W, 3), `names` and `colors` int64 (patches,) token ids with -100 where nothing is to
-    be learned, and for the packed questions `tokens`, `labels`, `segment`, `position` int64 (T,), `last` int64 (Q,) and
-    `look` bool (Q, 1 + patches): the row that answers and where it should look, the first column being the first token.
+    be learned, and for the packed questions `tokens`, `labels`, `segment`, `position` int64 (T,), `last` and `kind`
+    int64 (Q,), `look` bool (Q, 1 + patches): the row that answers, its index in `KINDS` or -1, and where that row should
+    look, the first column being the first token.
     """
 
     def __init__(self, recipe: Recipe, first: int = 0):
@@ -280,6 +296,7 @@ class Lessons(torch.utils.data.Dataset):
         segment = np.zeros(self.length, int)  # 0 is padding, the questions count from 1
         position = np.zeros(self.length, int)
         last = np.zeros(self.recipe.questions, int)
+        kind = np.full(self.recipe.questions, -1)
         look = np.zeros((self.recipe.questions, 1 + patches), bool)
         start = 0
         for number, question in enumerate(asked):
@@ -294,12 +311,14 @@ class Lessons(torch.utils.data.Dataset):
             segment[start:end] = number + 1
             position[start:end] = 1 + patches + np.arange(len(line))
             last[number] = start + len(prompt) - 1
+            kind[number] = KINDS.index(kind_of(question))
             if isinstance(question, scenes.Question):
                 for item in question.evidence:
                     look[number, 1:] |= question.scene.patches(item).ravel()
                 look[number, 0] = not question.evidence
             start = end
-        arrays = {"tokens": tokens, "labels": labels, "segment": segment, "position": position, "last": last, "look": look}
+        arrays = {"tokens": tokens, "labels": labels, "segment": segment, "position": position}
+        arrays |= {"last": last, "kind": kind, "look": look}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -393,8 +412,18 @@ def image_features(model, images: Tensor) -> Tensor:
     return model.model.multi_modal_projector(tower)
 
 
-def talk_loss(model, features: Tensor, batch: dict[str, Tensor], look: Look) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy of the answers' tokens, loss of where to look, and share of answer tokens that are right."""
+def talk(model, features: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Answer the packed questions, each told the true tokens before.
+
+    Returns
+    -------
+    logits : Tensor
+        float32 (answer tokens, vocabulary).
+    labels : Tensor
+        int64 (answer tokens,).
+    owner : Tensor
+        int64 (answer tokens,): row of the batch times questions a row, plus number of the question.
+    """
     table = model.get_input_embeddings()
     first = table.weight[model.config.text_config.bos_token_id].expand(len(features), 1, -1)
     inputs = torch.cat([first, features, table(batch["tokens"])], 1)
@@ -406,9 +435,8 @@ def talk_loss(model, features: Tensor, batch: dict[str, Tensor], look: Look) -> 
         use_cache=False,
     ).last_hidden_state[:, prefix.shape[1] :]
     taught = batch["labels"] >= 0
-    logits, labels = model.lm_head(hidden[taught]).float(), batch["labels"][taught]
-    right = (logits.argmax(-1) == labels).float().mean()
-    return F.cross_entropy(logits, labels), look.loss(batch["last"], batch["look"]), right
+    rows = torch.arange(len(features), device=inputs.device)[:, None] * batch["last"].shape[1]
+    return model.lm_head(hidden[taught]).float(), batch["labels"][taught], (rows + batch["segment"] - 1)[taught]
 
 
 def pruned_loss(model, features: Tensor, batch: dict[str, Tensor], keep: int) -> Tensor:
@@ -434,6 +462,7 @@ def pruned_loss(model, features: Tensor, batch: dict[str, Tensor], keep: int) ->
 # ------------------------------------------------------------------------------------------------ training
 
 STAGES = ("see", "talk", "prune")
+EXAM_SEED = scenes.TEST_SEED // 2
 
 
 class Run:
@@ -498,8 +527,25 @@ class Run:
         if self.stage == "prune":
             answer = pruned_loss(self.model, features, batch, self.recipe.prune)
             return {"loss": answer + 0.1 * see, "see": see, "answer": answer}
-        answer, look, right = talk_loss(self.model, features, batch, self.look)
+        logits, labels, _ = talk(self.model, features, batch)
+        answer, look = F.cross_entropy(logits, labels), self.look.loss(batch["last"], batch["look"])
+        right = (logits.argmax(-1) == labels).float().mean()
         return {"loss": answer + 0.1 * see + 0.3 * look, "see": see, "answer": answer, "look": look, "right": right}
+
+    @torch.no_grad()
+    def exam(self, batches: int = 4) -> dict[str, float]:
+        """Share of questions answered right on scenes that are never trained on, by kind, told the tokens before."""
+        hits = defaultdict(list)
+        for batch in self.lessons(0, batches, first=EXAM_SEED):
+            batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                logits, labels, owner = talk(self.model, image_features(self.model, batch["image"]), batch)
+            wrong = torch.zeros(batch["kind"].numel(), device=self.device)
+            wrong.index_add_(0, owner, (logits.argmax(-1) != labels).float())
+            for kind, miss in zip(batch["kind"].flatten().tolist(), wrong.tolist()):
+                if kind >= 0:
+                    hits[KINDS[kind]].append(miss == 0)
+        return {kind: round(float(np.mean(hits[kind])), 4) for kind in KINDS if kind in hits}
 
     def end_stage(self) -> None:
         if self.stage == "see":
@@ -515,9 +561,9 @@ class Run:
     def finished(self) -> bool:
         return self.stage == ("prune" if self.recipe.prune else "talk") and self.step >= self.steps
 
-    def lessons(self, start: int, steps: int) -> torch.utils.data.DataLoader:
-        """Batches for `steps` steps from step `start` of the present stage on."""
-        first = STAGES.index(self.stage) * 2**26  # each stage has scenes of its own
+    def lessons(self, start: int, steps: int, first: int | None = None) -> torch.utils.data.DataLoader:
+        """Batches for `steps` steps from step `start` of the present stage on, or on scenes from seed `first` on."""
+        first = STAGES.index(self.stage) * 2**26 if first is None else first  # each stage has scenes of its own
         workers = (os.cpu_count() or 1) if self.device.type == "cuda" else 0
         return torch.utils.data.DataLoader(
             Lessons(self.recipe, first),
@@ -551,6 +597,9 @@ class Run:
                     point = {name: round(loss.item(), 4) for name, loss in losses.items()}
                     self.curve.append({"stage": self.stage, "step": self.step, **point})
                     bar.set_postfix(point)
+                if self.stage != "see" and (self.step % self.recipe.exam_every == 0 or self.step == self.steps):
+                    self.curve.append({"stage": self.stage, "step": self.step, "exam": self.exam()})
+                    bar.write(f"step {self.step}: " + "  ".join(f"{k} {v:.2f}" for k, v in self.curve[-1]["exam"].items()))
                 if time.monotonic() > saved + save_every:
                     self.save()
                     saved = time.monotonic()
