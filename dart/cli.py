@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--tasks", nargs="+", default=["all"], help=f"all (the six scene tasks), {', '.join(evaluation.TASKS)}")
     ask.add_argument("--methods", nargs="+", default=["all"], help=f"all, {', '.join(evaluation.METHODS)}")
     ask.add_argument("--keep", nargs="+", type=int, default=[192, 128, 64], help="image tokens that stay")
+    ask.add_argument("--layer", nargs="+", type=int, default=[2], help="first decoder layers that see the short sequence")
     ask.add_argument("--limit", type=int, help="only the first questions of each task")
     ask.add_argument("--out", type=Path, default=Path("build/eval"), help="where runs are kept; the same call resumes")
     ask.add_argument("--batch", type=int, default=16, help="questions a call")
@@ -37,7 +38,8 @@ def evaluate(given: argparse.Namespace) -> None:
     names = list(evaluation.METHODS) if given.methods == ["all"] else given.methods
     found = [evaluation.find_task(name) for name in tasks]
     methods = [None] if "unpruned" in names else []
-    methods += [evaluation.find_method(name, keep) for keep in given.keep for name in names if name != "unpruned"]
+    pruned = [name for name in names if name != "unpruned"]
+    methods += [evaluation.find_method(name, keep, layer) for layer in given.layer for keep in given.keep for name in pruned]
     model, processor = bundled.load(given.model, dtype=getattr(torch, given.dtype), device=given.device)
     options = {"processor": processor, "folder": given.out, "limit": given.limit, "batch": given.batch}
     print(table(found, [evaluation.sweep(model, methods, task.name, **options) for task in found]))

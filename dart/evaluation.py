@@ -90,8 +90,8 @@ def find_task(name: str) -> Task:
     return TASKS[_find("task", name, TASKS)]()
 
 
-def find_method(name: str, keep: int) -> dart.Method | None:
-    """The method of that name at its defaults and a budget of `keep` image tokens; None for "unpruned".
+def find_method(name: str, keep: int, layer: int = 2) -> dart.Method | None:
+    """The method of that name with a budget of `keep` image tokens from `layer` on; None for "unpruned".
 
     Raises
     ------
@@ -99,15 +99,16 @@ def find_method(name: str, keep: int) -> dart.Method | None:
         With the nearest valid names.
     """
     method = METHODS[_find("method", name, METHODS)]
-    return method and method(keep=keep)
+    return method and method(keep=keep, layer=layer)
 
 
 def label(method: dart.Method | None) -> str:
-    """A method in one word, as tables and folders show it: `unpruned`, `dart-64`, `random-64`."""
+    """A method in one word, as tables and folders show it: `unpruned`, `dart-64`, `random-0-layer-6`."""
     if method is None:
         return "unpruned"
     keep = getattr(method, "keep", None)
-    return type(method).__name__.lower() + (f"-{keep}" if keep is not None else "")
+    budget = f"-{keep}" if keep is not None else ""
+    return type(method).__name__.lower() + budget + (f"-layer-{method.layer}" if method.layer != 2 else "")
 
 
 # ------------------------------------------------------------------------------------------------ records

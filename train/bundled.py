@@ -7,8 +7,9 @@ Two stages, each resumed from its last checkpoint after a kill; scene `i` of the
 what an uninterrupted one sees.
 
 1. *see*: tower, projector and word embeddings learn one thing: a patch's projected vector points, by cosine, to the
-   embedding of the word for what lies there (an object's name, a sign's word, its colour, or nothing). Labels are
-   free, since scenes are composited. Afterwards the projector is rescaled to the length of word embeddings.
+   embeddings of the words for it: what lies there (an object's name, a sign's word, or nothing), its colour, its place
+   (top, left, ...), and "one" at the middle of an object, so that objects can be counted. Labels are free, since scenes
+   are composited. Afterwards the projector is rescaled to the length of word embeddings.
 2. *talk*: everything learns to answer. Many questions about one scene share one sequence; each sees the image and itself
    only and has the positions it has alone. Beside the answers, stage 1's loss goes on, and a few heads of one layer
    are shown where to look: the last token of a question attends to the patches of what is asked for, or to the first
@@ -248,8 +249,8 @@ def words_of(item: scenes.Thing | scenes.Sign) -> str:
 class Lessons(torch.utils.data.Dataset):
     """Scene `i` drawn, labelled and asked about, every eighth a picture of easy-VQA instead; all items have one shape.
 
-    Each item holds `image` uint8 (H, W, 3), `names` and `colors` int64 (patches,) token ids with -100 where nothing is to
-    be learned, and for the packed questions `tokens`, `labels`, `segment`, `position` int64 (T,), `last` and `kind`
+    Each item holds `image` uint8 (H, W, 3), `names`, `colors` and `middles` int64 (patches,) token ids with -100 where
+    nothing is to be learned, and for the packed questions `tokens`, `labels`, `segment`, `position` int64 (T,), `last` and `kind`
     int64 (Q,), `look` bool (Q, 1 + patches): the row that answers, its index in `KINDS` or -1, and where that row should
     look, the first column being the first token.
     """
@@ -268,15 +269,20 @@ class Lessons(torch.utils.data.Dataset):
         scene = scenes.compose(self.first + index)
         names = np.full(scenes.GRID**2, self.nothing)
         colors = np.full(scenes.GRID**2, -100)
+        middles = np.full((scenes.GRID, scenes.GRID), self.nothing)
         for item in (*scene.things, *scene.signs):
             inside = scene.patches(item).ravel()
             names[inside] = self.tokenizer.convert_tokens_to_ids(words_of(item))
             if item.color:
                 colors[inside] = self.tokenizer.convert_tokens_to_ids(item.color)
+        for thing in scene.things:
+            x, y = (int(value // scenes.PATCH) for value in thing.center)
+            middles[y, x] = self.tokenizer.convert_tokens_to_ids("one")
         return {
             "image": torch.from_numpy(np.array(scenes.draw(scene))),
             "names": torch.from_numpy(names),
             "colors": torch.from_numpy(colors),
+            "middles": torch.from_numpy(middles.ravel()),
             **self.pack(ask(scene, self.recipe.questions)),
         }
 
@@ -287,7 +293,8 @@ class Lessons(torch.utils.data.Dataset):
         picture = asked[0].picture().resize((scenes.SIZE, scenes.SIZE), Image.Resampling.BICUBIC)
         unknown = torch.full((scenes.GRID**2,), -100)
         packed = self.pack(asked[: self.recipe.questions])
-        return {"image": torch.from_numpy(np.array(picture)), "names": unknown, "colors": unknown, **packed}
+        labels = dict.fromkeys(("names", "colors", "middles"), unknown)
+        return {"image": torch.from_numpy(np.array(picture)), **labels, **packed}
 
     def pack(self, asked: Sequence[scenes.Question | easy_vqa.Question]) -> dict[str, Tensor]:
         patches = scenes.GRID**2
@@ -352,24 +359,48 @@ def packed_masks(segment: Tensor, position: Tensor, patches: int) -> dict[str, T
 # ------------------------------------------------------------------------------------------------ losses
 
 
-def see_loss(model, features: Tensor, names: Tensor, colors: Tensor, words: Tensor, paints: Tensor) -> Tensor:
-    """Cross-entropy of patches against word embeddings by scaled cosine.
+class Labels:
+    """Which words a patch may be told to point to: one choice each for name, colour, middle, row and column."""
 
-    `features` (batch, patches, width) are projected; `words` and `paints` are the token ids among which a patch has to
-    choose its name (nothing is the first) and its colour. Objects cover a twentieth of a scene, so patches with and
-    without one weigh the same.
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, device: torch.device):
+        ids = tokenizer.convert_tokens_to_ids
+        third = np.arange(scenes.GRID) * 3 // scenes.GRID
+        rows, columns = np.meshgrid(third, third, indexing="ij")
+        choices = {
+            "names": ["<image>", *scenes.NAMES, *scenes.WORDS],
+            "colors": list(scenes.COLORS),
+            "middles": ["<image>", "one"],
+            "rows": ["top", "center", "bottom"],
+            "columns": ["left", "center", "right"],
+        }
+        self.choices = {name: torch.tensor(ids(words), device=device) for name, words in choices.items()}
+        places = {"rows": rows, "columns": columns}
+        self.places = {name: self.choices[name][torch.from_numpy(each.ravel()).to(device)] for name, each in places.items()}
+
+
+def see_loss(model, features: Tensor, batch: dict[str, Tensor], labels: Labels) -> Tensor:
+    """Cross-entropy of patches against word embeddings by scaled cosine, summed over the choices of `labels`.
+
+    `features` (batch, patches, width) are projected. Objects cover a twentieth of a scene and their middles a hundredth:
+    patches with and without something weigh the same.
     """
     table = F.normalize(model.get_input_embeddings().weight, dim=-1)
-    cosine = 16 * F.normalize(features, dim=-1) @ table[torch.cat([words, paints])].T
-    slot = torch.full((len(table),), -100, device=features.device)
-    slot[words] = torch.arange(len(words), device=features.device)
-    known = names >= 0
-    said = F.cross_entropy(cosine[known][:, : len(words)], slot[names[known]], reduction="none")
-    empty = names[known] == words[0]
-    loss = said[empty].mean() + said[~empty].mean()
-    slot[paints] = torch.arange(len(paints), device=features.device)
-    target = torch.where(colors < 0, colors, slot[colors.clamp(min=0)]).flatten()
-    return loss + F.cross_entropy(cosine[..., len(words) :].flatten(0, 1), target, ignore_index=-100)
+    features = F.normalize(features, dim=-1)
+    total = features.new_zeros(())
+    for name, words in labels.choices.items():
+        target = batch[name] if name in batch else labels.places[name].expand(len(features), -1)
+        known = target >= 0
+        if not known.any():
+            continue  # nothing but pictures of easy-VQA
+        target = target[known]
+        cosine = 16 * features[known] @ table[words].T
+        slot = (target[:, None] == words).int().argmax(-1)
+        losses = F.cross_entropy(cosine, slot, reduction="none")
+        if words[0] == model.config.image_token_id:
+            total = total + losses[slot == 0].mean() + losses[slot > 0].mean()
+        else:
+            total = total + losses.mean()
+    return total
 
 
 class Look:
@@ -474,9 +505,7 @@ class Run:
         self.processor = make_processor(recipe.image_size)
         self.model = make_model(recipe, self.processor.tokenizer).to(device)
         self.look = Look(self.model.model.language_model.layers[recipe.look_layer], recipe.look_heads)
-        ids = self.processor.tokenizer.convert_tokens_to_ids
-        self.words = torch.tensor(ids(["<image>", *scenes.NAMES, *scenes.WORDS]), device=device)
-        self.paints = torch.tensor(ids(list(scenes.COLORS)), device=device)
+        self.labels = Labels(self.processor.tokenizer, device)
         self.stage, self.step, self.curve = STAGES[0], 0, []
         self.new_optimizer()
         if self.file.exists():
@@ -521,7 +550,7 @@ class Run:
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         features = image_features(self.model, batch["image"])
-        see = see_loss(self.model, features, batch["names"], batch["colors"], self.words, self.paints)
+        see = see_loss(self.model, features, batch, self.labels)
         if self.stage == "see":
             return {"loss": see, "see": see}
         if self.stage == "prune":
