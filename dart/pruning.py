@@ -303,9 +303,8 @@ class _Pruner:
         return ~(last if last.dtype == torch.bool else last == (1 if mask.ndim == 2 else 0)).expand_as(image)
 
     def _final_norm(self, hidden: Tensor) -> Tensor:
-        norm = self.decoder.norm
-        weight = next(norm.parameters(), hidden)
-        return norm.forward(hidden.to(weight.device)).to(hidden.device)      # not norm(...): that would run the hooks
+        # `forward`, not a call, which would run the hook that restores the length; accelerate replaces `forward` itself.
+        return self.decoder.norm.forward(hidden).to(hidden.device)
 
     # ---- masks and tables made to measure
 

@@ -1,0 +1,60 @@
+# make book · make test · make check · make lab · make clean
+# Each makes .venv first if it is missing or older than pyproject.toml or constraints.txt.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.SILENT:
+.DEFAULT_GOAL := help
+.PHONY: help book test check lab clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+ENV := .venv/installed
+
+# A reader on a slow machine should know that it works, and afterwards what it cost.
+done = echo "$(1) ($$((SECONDS / 60)) min $$((SECONDS % 60)) s)"
+
+help:
+	echo "make book    run every page and build the site into book/_build/html"
+	echo "make test    run the tests"
+	echo "make check   run the slow checks: the built site in a browser, notebooks under papermill"
+	echo "make lab     open JupyterLab on the book"
+	echo "make clean   remove .venv and the built site"
+	echo "PYTHON=python3.12 make book    picks the interpreter (3.11 to 3.13)"
+
+# No half-built site is mistaken for a good one, and no page keeps results of older code: every build starts from nothing.
+book: $(ENV)
+	rm -rf book/_build
+	$(BIN)/jupyter-book build book -W -n --keep-going
+	$(call done,The site is in book/_build/html/index.html)
+
+test: $(ENV)
+	$(BIN)/python -m pytest -n 2
+	$(call done,All tests passed)
+
+check: $(ENV)
+	$(BIN)/python -m pytest tests/checks
+	$(call done,All checks are through)
+
+lab: $(ENV)
+	$(BIN)/jupyter lab book
+
+clean:
+	rm -rf .venv book/_build
+
+$(ENV): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || {
+	    echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13. Name one that is: make PYTHON=python3.12 ..." >&2
+	    exit 1
+	}
+	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || {
+	    echo "$(PYTHON) cannot make virtual environments. On Debian: apt install python3-venv" >&2
+	    exit 1
+	}
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	echo "Installing into .venv; the first time takes minutes, most of them for torch."
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[book,test]' |
+	    grep --line-buffered -E '^(Collecting|Building|Installing|Successfully)'
+	touch $@
+	$(call done,The environment is in .venv)

@@ -1,0 +1,681 @@
+"""`dart.prune` against computations that do not use it, on tiny random models of every family."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.masking_utils import flash_attention_mask
+
+import dart
+from tiny import CONFIGS, IMAGE, LAYERS, VIDEO, VIDEO_FAMILIES, image_mask, prompt, tiny
+
+FAMILIES = list(CONFIGS)
+KEEP = 10
+ONE = [3, "I", 8]
+MIXED = [[4, "I", 9], [2, "I", 3, "I", 6], [30], [6, "I", 5]]
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def by_hand(model, inputs, kept, layer):
+    """Logits of one unpadded sample, layer by layer: full length before `layer`, text and `kept` image positions from it on."""
+    body, decoder = model.base_model, dart.families.find(model)[2]
+    calls, features = [], []
+
+    def note_layer(module, args, kwargs):
+        calls.append((args[0], kwargs))
+
+    def note_decoder(module, args, kwargs):
+        features.extend(kwargs.get("deepstack_visual_embeds") or [])
+
+    handles = [each.register_forward_pre_hook(note_layer, with_kwargs=True) for each in decoder.layers]
+    handles.append(decoder.register_forward_pre_hook(note_decoder, with_kwargs=True))
+    body(**inputs, use_cache=False)
+    for handle in handles:
+        handle.remove()
+
+    image = image_mask(inputs)[0]
+    stays = ~image
+    stays[kept] = True
+    at = stays.nonzero().flatten()
+    hidden = calls[layer][0][:, at]
+    for number in range(layer, LAYERS):
+        _, kwargs = calls[number]
+        mask = kwargs["attention_mask"]
+        if mask is None:
+            mask = torch.ones(len(image), len(image), dtype=torch.bool).tril()[None, None]
+        cos, sin = kwargs["position_embeddings"]
+        hidden = decoder.layers[number](
+            hidden, attention_mask=mask[:, :, at][..., at], position_embeddings=(cos[..., at, :], sin[..., at, :]), position_ids=None,
+        )
+        if number < len(features):
+            dense = torch.zeros(len(image), hidden.shape[-1])
+            dense[image] = features[number]
+            hidden = hidden + dense[at]
+    return model.lm_head(decoder.norm(hidden)), at
+
+
+def pruned(model, inputs, method=None, **kwargs):
+    with dart.prune(model, method or dart.DART(keep=KEEP)) as report:
+        return model(**inputs, **kwargs).logits, report
+
+
+def extend(inputs, tokens):
+    """The same prompt with tokens behind it."""
+    more = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "mm_token_type_ids": torch.zeros_like(tokens),
+            "token_type_ids": torch.zeros_like(tokens)}
+    if "position_ids" in inputs:
+        more["position_ids"] = inputs["position_ids"][:, -1:] + 1 + torch.arange(tokens.shape[1])
+    return {key: torch.cat([value, more[key].to(value.dtype)], 1) if key in more else value for key, value in inputs.items()}
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-4)
+
+
+# ---- the same numbers as without it, and as by hand
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_keeping_everything_changes_no_bit(name, attention):
+    model, inputs = tiny(name, attention), prompt(name, MIXED)
+    plain = model(**inputs).logits
+    said = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    for layer in range(LAYERS):
+        entered = []
+        decoder = dart.families.find(model)[2]
+        with dart.prune(model, dart.DART(keep=10_000, layer=layer)) as report:
+            handle = decoder.layers[layer].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+            before = decoder.layers[layer - 1].register_forward_hook(lambda _, args, out: entered.append(out))
+            assert torch.equal(model(**inputs).logits, plain)
+            handle.remove(), before.remove()
+            assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), said)
+        assert all(a.data_ptr() != b.data_ptr() for a, b in zip(entered, entered[1:]))        # a gathered copy
+        assert "kept everything" in str(report)
+    assert torch.equal(model(**inputs).logits, plain)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layer", [0, 1, 2, 4])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompt_equals_layer_by_layer(name, layer, attention):
+    model, inputs = tiny(name, attention), prompt(name, [ONE])
+    logits, report = pruned(model, inputs, dart.DART(keep=KEEP, layer=layer))
+    expected, at = by_hand(model, inputs, report.samples[0].kept, layer)
+    assert len(report.samples[0].kept) == KEEP
+    assert logits.shape == model(**inputs).logits.shape
+    close(logits[:, at], expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_method_sees_the_states_of_the_layer_before(name):
+    """Keys of layer 1 as it cached them, and the final norm of what layer 2 reads; brute recomputation of the choice."""
+    model, inputs = tiny(name), prompt(name, [ONE])
+    _, report = pruned(model, inputs)
+    cache, decoder, entering = DynamicCache(config=model.config.get_text_config()), dart.families.find(model)[2], []
+    handle = decoder.layers[2].register_forward_pre_hook(lambda _, args: entering.append(args[0]))
+    model(**inputs, past_key_values=cache)
+    handle.remove()
+    keep = dart.select.dart_keep(decoder.norm(entering[0]), cache.layers[1].keys, image_mask(inputs), keep=KEEP)
+    assert report.samples[0].kept.tolist() == keep[0].nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_cached_generation_equals_recomputation(name, attention):
+    model, inputs = tiny(name, attention), prompt(name, [ONE])
+    for layer in (0, 2):
+        with dart.prune(model, dart.DART(keep=KEEP, layer=layer)) as report:
+            out = model.generate(**inputs, max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        new = out.sequences[:, inputs["input_ids"].shape[1] :]
+        expected, _ = by_hand(model, extend(inputs, new), report.samples[0].kept, layer)
+        close(torch.stack(out.logits, 1), expected[:, -7:-1])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_eager_and_sdpa_agree(name):
+    inputs = prompt(name, MIXED)
+    sdpa, first = pruned(tiny(name, "sdpa"), inputs)
+    eager, second = pruned(tiny(name, "eager"), inputs)
+    real = inputs["attention_mask"].bool()
+    close(sdpa[real], eager[real])
+    assert [s.kept.tolist() for s in first.samples] == [s.kept.tolist() for s in second.samples]
+
+
+# ---- batches
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_of_a_padded_batch_equal_the_samples_alone(name, padding):
+    model, inputs = tiny(name), prompt(name, MIXED, padding)
+    for method in (dart.DART(keep=KEEP), dart.DART(reduction_ratio=0.6, layer=1), dart.Random(KEEP, seed=3)):
+        together, report = pruned(model, inputs, method)
+        for row, segments in enumerate(MIXED):
+            single = prompt(name, [segments])
+            alone, one = pruned(model, single, method)
+            real = inputs["attention_mask"][row].bool()
+            start = int(real.int().argmax())
+            at = report.samples[row]
+            if one.samples:
+                assert (at.kept - start).tolist() == one.samples[0].kept.tolist()
+            text = ~image_mask(single)[0]
+            close(together[row, real][text], alone[0, text])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_generation_in_a_batch_equals_generation_alone(name, attention):
+    model = tiny(name, attention)
+    for layer in (0, 2):
+        method = dart.DART(reduction_ratio=0.6, layer=layer)
+        with dart.prune(model, method):
+            together = model.generate(**prompt(name, MIXED), max_new_tokens=5, do_sample=False)[:, -5:]
+        for row, segments in zip(together, MIXED):
+            with dart.prune(model, method):
+                alone = model.generate(**prompt(name, [segments]), max_new_tokens=5, do_sample=False)[0, -5:]
+            assert row.tolist() == alone.tolist()
+
+
+def test_unequal_rows_without_a_mask_get_one():
+    """Rows of one length need no mask in the plain model; pruned to different lengths they do."""
+    model = tiny("llava")
+    equal = prompt("llava", [[3, "I", 8], [5, "I", 6], [47]], mask=False)
+    method = dart.DART(keep=KEEP)
+    with dart.prune(model, method):
+        together = model(**equal).logits
+        said = model.generate(**equal, max_new_tokens=4, do_sample=False)[:, -4:]
+    for row, segments in enumerate([[3, "I", 8], [5, "I", 6], [47]]):
+        single = prompt("llava", [segments], mask=False)
+        with dart.prune(model, method):
+            close(together[row, -1], model(**single).logits[0, -1])
+            assert said[row].tolist() == model.generate(**single, max_new_tokens=4, do_sample=False)[0, -4:].tolist()
+
+
+@pytest.mark.parametrize("name", VIDEO_FAMILIES)
+def test_video_tokens_are_pruned_like_image_tokens(name):
+    model, inputs = tiny(name), prompt(name, [[3, "V", 4, "I", 6]])
+    logits, report = pruned(model, inputs)
+    expected, at = by_hand(model, inputs, report.samples[0].kept, 2)
+    close(logits[:, at], expected)
+    assert len(report.samples[0].image) == int(image_mask(inputs).sum())
+
+
+# ---- ways to generate
+
+
+@pytest.mark.parametrize("options", [
+    dict(do_sample=False),
+    dict(num_beams=3, do_sample=False),
+    dict(num_beams=3, num_return_sequences=2, do_sample=False),
+    dict(do_sample=True, num_return_sequences=3),
+    dict(do_sample=False, repetition_penalty=1.3),
+], ids=lambda o: "-".join(map(str, o)))
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3"])
+def test_every_way_to_generate_equals_recomputation_without_a_cache(name, options):
+    """Without text pivots the choice does not depend on later text, so a run without a cache has to say the same."""
+    model, inputs = tiny(name), prompt(name, [[4, "I", 9], [6, "I", 5]])
+    said = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        with dart.prune(model, dart.DART(keep=KEEP, text_pivots=0)):
+            said.append(model.generate(**inputs, max_new_tokens=5, use_cache=use_cache, **options))
+    assert torch.equal(*said)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_assisted_decoding_rolls_pruned_caches_back(name):
+    model, inputs = tiny(name), prompt(name, [[3, "I", 20]])
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        greedy = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        assisted = model.generate(**inputs, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)
+    assert torch.equal(greedy, assisted)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "internvl"])
+def test_static_cache_equals_dynamic_cache(name, attention):
+    model, inputs = tiny(name, attention), prompt(name, MIXED)
+    with dart.prune(model, dart.DART(reduction_ratio=0.6)):
+        dynamic = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+        static = model.generate(**inputs, max_new_tokens=5, do_sample=False, cache_implementation="static")
+        text = prompt(name, [[20], [23]])       # the same static cache, reset, for a prompt without an image
+        plain_text = model.generate(**text, max_new_tokens=5, do_sample=False, cache_implementation="static")
+    assert torch.equal(dynamic, static)
+    assert torch.equal(plain_text, model.generate(**text, max_new_tokens=5, do_sample=False))
+
+
+def test_without_a_cache_the_same_prompt_gives_the_same_bits():
+    for name in FAMILIES:
+        model, inputs = tiny(name), prompt(name, [ONE])
+        assert torch.equal(pruned(model, inputs, use_cache=False)[0], pruned(model, inputs)[0])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "qwen3_vl", "gemma3"])
+def test_a_second_turn_goes_on_from_the_pruned_cache(name, attention):
+    model, inputs = tiny(name, attention), prompt(name, [ONE])
+    question = torch.tensor([[11, 12, 13, 14]])
+    with dart.prune(model, dart.DART(keep=KEEP)) as report:
+        cache = DynamicCache(config=model.config.get_text_config())
+        first = model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
+        said = first[:, inputs["input_ids"].shape[1] :]
+        whole = extend(inputs, torch.cat([said, question], 1))
+        text = {key: value for key, value in whole.items() if key in ("input_ids", "attention_mask")}
+        second = model.generate(**text, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    new = second[:, first.shape[1] :]
+    expected, _ = by_hand(model, extend(whole, new[:, 4:]), report.samples[0].kept, 2)
+    expected[..., [IMAGE, VIDEO]] = -torch.inf              # never generated
+    assert new[0, 4:].tolist() == expected[0, -5:-1].argmax(-1).tolist()
+    assert len(report.samples) == 1
+
+
+def test_a_second_turn_in_a_padded_batch():
+    """The new turn is padded too: its padding may not be seen later."""
+    model = tiny("llava")
+    inputs = prompt("llava", [[3, "I", 8], [7, "I", 12]])
+    turn, mask = torch.tensor([[0, 11, 12], [13, 14, 15]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+
+    def talk(inputs, turn, mask):
+        cache = DynamicCache(config=model.config.get_text_config())
+        with dart.prune(model, dart.DART(keep=KEEP)):
+            model(**inputs, past_key_values=cache)
+            seen = torch.cat([inputs["attention_mask"], mask], 1)
+            model(input_ids=turn, attention_mask=seen, past_key_values=cache, position_ids=seen.cumsum(1)[:, -turn.shape[1] :] - 1)
+            seen = torch.cat([seen, torch.ones(len(turn), 1, dtype=torch.long)], 1)
+            last = seen.cumsum(1)[:, -1:] - 1
+            return model(input_ids=turn[:, -1:], attention_mask=seen, past_key_values=cache, position_ids=last).logits
+
+    together = talk(inputs, turn, mask)
+    close(together[0], talk(prompt("llava", [[3, "I", 8]]), turn[:1, 1:], mask[:1, 1:])[0])
+    close(together[1], talk(prompt("llava", [[7, "I", 12]]), turn[1:], mask[1:])[0])
+
+
+def test_a_copied_cache_keeps_its_pruning():
+    model, inputs = tiny("llava"), prompt("llava", [ONE])
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        cache = model(**inputs).past_key_values
+        other = copy.deepcopy(cache)
+        token = torch.tensor([[5]])
+        assert torch.equal(model(input_ids=token, past_key_values=cache).logits, model(input_ids=token, past_key_values=other).logits)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_is_traced_anew():
+    model, inputs = tiny("llava"), prompt("llava", [ONE])
+    plain, (short, _) = model(**inputs).logits, pruned(model, inputs)
+    compiled = torch.compile(model, backend="eager")
+    close(compiled(**inputs).logits, plain)                 # compiled before the context, without the hooks
+    with dart.prune(compiled, dart.DART(keep=KEEP)) as report:
+        close(compiled(**inputs).logits, short)
+        assert len(report.samples[0].kept) == KEEP
+    close(compiled(**inputs).logits, plain)
+    torch.compiler.reset()
+
+
+# ---- what attention kernels are handed
+
+
+def test_flash_attention_layers_get_no_gapped_positions():
+    """FlashAttention takes ids with gaps for several packed sequences, and masks as (batch, entries)."""
+    handed = []
+
+    def flash_probe(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        if hasattr(module, "layer_idx"):
+            handed.append((module.layer_idx, kwargs.get("position_ids"), attention_mask, query.shape[2], key.shape[2]))
+        queries, entries = query.shape[2], key.shape[2]
+        groups = query.shape[1] // key.shape[1]
+        allowed = torch.ones(queries, entries, dtype=torch.bool)
+        itself = allowed.tril(entries - queries).triu(entries - queries)
+        if getattr(module, "is_causal", True):
+            allowed = allowed.tril(entries - queries)
+        if attention_mask is not None:
+            assert attention_mask.shape == (query.shape[0], entries)
+            # the real kernel leaves rows of padding out; here they may see themselves
+            allowed = allowed & (attention_mask[:, None, None, :].bool() | itself)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), attn_mask=allowed, scale=scaling)
+        return out.transpose(1, 2), None
+
+    AttentionInterface.register("flash_probe", flash_probe)
+    AttentionMaskInterface.register("flash_probe", flash_attention_mask)
+    for samples in ([ONE], MIXED):
+        inputs = prompt("llava", samples)
+        expected, _ = pruned(tiny("llava", "sdpa"), inputs)
+        with dart.prune(tiny("llava", "sdpa"), dart.DART(keep=KEEP)):
+            said = tiny("llava", "sdpa").generate(**inputs, max_new_tokens=3, do_sample=False)
+        model = tiny("llava", "sdpa")
+        try:
+            model.model.language_model.config._attn_implementation = "flash_probe"
+            handed.clear()
+            logits, report = pruned(model, inputs)
+            for layer, positions, mask, queries, entries in handed:
+                if layer >= 2:
+                    assert positions is None
+                    assert queries == entries == max(report.kv_lengths(i)[2] for i in range(len(report.samples))) or len(samples) > 1
+            assert (mask is None) == (len(samples) == 1)
+            real = inputs["attention_mask"].bool()
+            close(logits[real], expected[real])
+            with dart.prune(model, dart.DART(keep=KEEP)):
+                assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), said)
+        finally:
+            model.set_attn_implementation("sdpa")
+            model.model.language_model.config._attn_implementation = "sdpa"
+
+
+def test_positions_of_kept_tokens_are_the_original_ones():
+    for name in ("llava", "qwen2_vl"):
+        model, inputs = tiny(name), prompt(name, [ONE])
+        decoder, tables = dart.families.find(model)[2], []
+
+        def note(module, args, kwargs):
+            tables.append(kwargs["position_embeddings"][0])
+
+        with dart.prune(model, dart.DART(keep=KEEP)) as report:
+            handles = [decoder.layers[i].register_forward_pre_hook(note, with_kwargs=True) for i in (1, 2)]
+            model(**inputs)
+            for handle in handles:
+                handle.remove()
+        full, short = tables
+        at = (~image_mask(inputs)[0]).index_fill(0, report.samples[0].kept, True).nonzero().flatten()
+        assert torch.equal(short, full[..., at, :])
+
+
+# ---- edges, each with its answer
+
+
+@pytest.mark.parametrize("method, left", [
+    (dart.DART(keep=0), 0), (dart.DART(keep=1), 1), (dart.DART(keep=4), 4), (dart.DART(keep=36), 36), (dart.DART(keep=99), 36),
+    (dart.DART(per_pivot=2), 20), (dart.DART(per_pivot=50), 36), (dart.DART(reduction_ratio=0.5), 18),
+    (dart.DART(reduction_ratio=1.0), 0), (dart.DART(reduction_ratio=0.0), 36), (dart.Random(0), 0), (dart.Random(7), 7),
+], ids=str)
+def test_budgets(method, left):
+    model, inputs = tiny("llava"), prompt("llava", [ONE])
+    logits, report = pruned(model, inputs, method)
+    assert len(report.samples[0].kept) == left
+    expected, at = by_hand(model, inputs, report.samples[0].kept, 2)
+    close(logits[:, at], expected)
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: dart.DART(), "exactly one of keep, per_pivot, reduction_ratio; got none"),
+    (lambda: dart.DART(keep=3, per_pivot=1), "exactly one"),
+    (lambda: dart.DART(keep=-1), "keep=-1; give a whole number, 0 or more"),
+    (lambda: dart.DART(keep=0.5), "keep=0.5; give a whole number"),
+    (lambda: dart.DART(reduction_ratio=88.9), "reduction_ratio=88.9; it is the fraction removed"),
+    (lambda: dart.DART(keep=8, image_pivots=0, text_pivots=0), "at least one"),
+    (lambda: dart.DART(keep=8, pivot_order="random"), "pivot_order='random'; give one of"),
+    (lambda: dart.Random(keep=-2), "keep=-2"),
+    (lambda: dart.Random(keep=2, seed=-1), "seed=-1"),
+])
+def test_impossible_methods_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("layer", [-1, LAYERS, 99])
+def test_wrong_layer_is_refused(layer):
+    with pytest.raises(ValueError, match=rf"layer={layer}, but the model has {LAYERS} decoder layers; use 0 <= layer < {LAYERS}"):
+        with dart.prune(tiny("llava"), dart.DART(keep=4, layer=layer)):
+            pass
+
+
+def test_a_prompt_without_image_is_left_alone():
+    for name in FAMILIES:
+        model, inputs = tiny(name), prompt(name, [[12], [9]])
+        logits, report = pruned(model, inputs)
+        assert torch.equal(logits, model(**inputs).logits)
+        assert report.samples == [] and "no prompt with an image" in str(report)
+
+
+def test_input_embeddings_are_searched_for_images():
+    model, inputs = tiny("llava"), prompt("llava", [ONE])
+    expected, _ = pruned(model, inputs)
+    embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+    assert torch.equal(pruned(model, {**inputs, "inputs_embeds": embeds})[0], expected)
+
+
+def count_hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_hooks_are_gone_after_the_block_and_after_an_exception():
+    model, inputs = tiny("qwen3_vl"), prompt("qwen3_vl", [ONE])
+    before, plain = count_hooks(model), model(**inputs).logits
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        assert count_hooks(model) > before
+        assert not torch.equal(model(**inputs).logits, plain)
+    assert count_hooks(model) == before
+    with pytest.raises(KeyboardInterrupt):
+        with dart.prune(model, dart.DART(keep=KEEP)):
+            raise KeyboardInterrupt
+    assert count_hooks(model) == before
+    assert torch.equal(model(**inputs).logits, plain)
+
+
+class Broken(dart.Method):
+    def select(self, view):
+        raise RuntimeError("select failed")
+
+
+class Misshapen(dart.Method):
+    def select(self, view):
+        return view.image_mask[:, :-1]
+
+
+class TextToo(dart.Method):
+    def select(self, view):
+        return view.image_mask & False
+
+
+def test_an_exception_inside_a_call_leaves_nothing_behind():
+    model, inputs = tiny("llava"), prompt("llava", [ONE])
+    text = prompt("llava", [[12]])
+    with dart.prune(model, Broken()):
+        with pytest.raises(RuntimeError, match="select failed"):
+            model(**inputs)
+        assert torch.isfinite(model(**text).logits).all()       # the next call starts afresh
+    with pytest.raises(ValueError, match=r"Misshapen.select gave .* give bool \(batch, length\)"):
+        pruned(model, inputs, Misshapen())
+
+
+def test_text_stays_whatever_a_method_says():
+    model, inputs = tiny("llava"), prompt("llava", [ONE])
+    logits, report = pruned(model, inputs, TextToo())
+    expected, at = by_hand(model, inputs, torch.tensor([], dtype=torch.long), 2)
+    close(logits[:, at], expected)
+
+
+def test_nesting_is_refused_and_two_models_are_not_nested():
+    llava, qwen = tiny("llava"), tiny("qwen2_vl")
+    with dart.prune(llava, dart.DART(keep=4)):
+        with pytest.raises(RuntimeError, match="already active"):
+            with dart.prune(llava, dart.Random(4)):
+                pass
+        with dart.prune(qwen, dart.DART(keep=4)):
+            pass
+    with dart.prune(llava, dart.Random(4)):
+        pass
+
+
+def test_images_in_a_later_call_are_refused():
+    model, inputs = tiny("llava"), prompt("llava", [ONE])
+    for layer in (0, 2):
+        with dart.prune(model, dart.DART(keep=KEEP, layer=layer)):
+            cache = model(**inputs).past_key_values
+            with pytest.raises(ValueError, match="give all images in the first call"):
+                model(**{**inputs, "attention_mask": None}, past_key_values=cache)
+
+
+def test_chunked_prefill_through_an_image_is_refused():
+    model, ids = tiny("llava"), prompt("llava", [ONE])["input_ids"]
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        cache = DynamicCache(config=model.config.get_text_config())
+        model.model(input_ids=ids[:, :20], past_key_values=cache)               # the image is at 3 to 38
+        with pytest.raises(ValueError, match="chunked prefill"):
+            model.model(input_ids=ids[:, 20:], past_key_values=cache)
+
+
+def test_a_second_turn_after_layer_0_is_refused():
+    model, inputs = tiny("llava"), prompt("llava", [ONE])
+    with dart.prune(model, dart.DART(keep=KEEP, layer=0)):
+        cache = model(**inputs).past_key_values
+        with pytest.raises(ValueError, match="pruned at layer 0"):
+            model(input_ids=torch.tensor([[5, 6]]), past_key_values=cache)
+        with pytest.raises(ValueError, match="needs position_ids"):
+            model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+
+
+def test_a_cache_of_another_layer_or_out_of_step_is_refused():
+    model, inputs, token = tiny("llava"), prompt("llava", [ONE]), torch.tensor([[5]])
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        cache = model(**inputs).past_key_values
+    with dart.prune(model, dart.DART(keep=KEEP, layer=3)):
+        with pytest.raises(ValueError, match="pruned at layer 2, the context prunes at layer 3"):
+            model(input_ids=token, past_key_values=cache)
+    cache = None
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        cache = model(**inputs).past_key_values
+        cache.layers[0].crop(-3)
+        with pytest.raises(ValueError, match="out of step"):
+            model(input_ids=token, past_key_values=cache)
+
+
+def test_unknown_families_say_how_to_describe_them():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tiny import TEXT
+
+    text_only = LlamaForCausalLM(LlamaConfig(**TEXT))
+    with pytest.raises(ValueError, match="the family 'llama' is not known.*dart.Family"):
+        with dart.prune(text_only, dart.DART(keep=4)):
+            pass
+    with pytest.raises(ValueError, match="does not fit dart.Family.*give the path"):
+        with dart.prune(tiny("llava"), dart.DART(keep=4), family=dart.Family(decoder="language_modle")):
+            pass
+    with pytest.raises(ValueError, match="names no image token.*image_tokens"):
+        with dart.prune(tiny("llava"), dart.DART(keep=4), family=dart.Family(image_tokens=("picture_token_id",))):
+            pass
+
+
+def test_a_family_is_one_small_object():
+    """A family that the registry lacks, described at the call."""
+    from transformers import AutoModelForImageTextToText, CLIPVisionConfig, VipLlavaConfig, LlamaConfig
+
+    from tiny import TEXT, TOWER
+
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(VipLlavaConfig(
+        vision_config=CLIPVisionConfig(**TOWER, image_size=48, patch_size=8, projection_dim=32), text_config=LlamaConfig(**TEXT),
+        image_token_index=IMAGE, vision_feature_layers=[-2, -1])).eval()
+    inputs = prompt("llava", [ONE])
+    assert "vipllava" not in dart.FAMILIES
+    with dart.prune(model, dart.DART(keep=KEEP), family=dart.Family(image_tokens=("image_token_index", "image_token_id"))) as report:
+        model(**inputs)
+    assert len(report.samples[0].kept) == KEEP
+
+
+# ---- sliding layers
+
+
+def hybrid(types, window):
+    from transformers import AutoModelForImageTextToText, LlavaConfig, Qwen2Config
+
+    from tiny import TEXT, clip
+
+    torch.manual_seed(0)
+    text = Qwen2Config(**TEXT, use_sliding_window=True, sliding_window=window, layer_types=types)
+    model = AutoModelForImageTextToText.from_config(
+        LlavaConfig(vision_config=clip(48), text_config=text, image_token_id=IMAGE)).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data = torch.randn_like(parameter) * 1.5 / parameter.shape[-1] ** 0.5
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
+    return model
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_local_layers_before_the_pruned_one(attention):
+    """The cache's first full layer, which sizes the masks of transformers, is a short one here."""
+    model = hybrid(["sliding_attention"] * 2 + ["full_attention"] * 3, window=6)
+    model.set_attn_implementation(attention)
+    inputs = prompt("llava", [ONE])
+    with dart.prune(model, dart.DART(keep=KEEP)) as report:
+        out = model.generate(**inputs, max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        together = model.generate(**prompt("llava", MIXED), max_new_tokens=5, do_sample=False)[:, -5:]
+        singles = [model.generate(**prompt("llava", [s]), max_new_tokens=5, do_sample=False)[0, -5:] for s in MIXED]
+    new = out.sequences[:, inputs["input_ids"].shape[1] :]
+    expected, _ = by_hand(model, extend(inputs, new), report.samples[0].kept, 2)
+    close(torch.stack(out.logits, 1), expected[:, -7:-1])
+    assert torch.equal(together, torch.stack(singles))
+
+
+def test_a_pruned_layer_with_a_short_window_is_refused():
+    model = hybrid(["full_attention"] * 3 + ["sliding_attention"] * 2, window=30)
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        with pytest.raises(ValueError, match="layer 3 attends to a sliding window of 30 positions, but the sequence has 47"):
+            model(**prompt("llava", [ONE]))
+    model = hybrid(["full_attention"] * 3 + ["sliding_attention"] * 2, window=48)
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        with pytest.raises(ValueError, match="sliding window of 48 positions, but the sequence has 49"):
+            model.generate(**prompt("llava", [ONE]), max_new_tokens=6, do_sample=False)
+
+
+# ---- around it: precision, training, wrappers
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    model = copy.deepcopy(tiny("llava")).to(dtype)
+    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in prompt("llava", MIXED).items()}
+    logits, report = pruned(model, inputs)
+    assert logits.dtype == dtype and torch.isfinite(logits[inputs["attention_mask"].bool()]).all()
+    assert [len(s.kept) for s in report.samples] == [KEEP, KEEP, 0, KEEP]
+
+
+def test_loss_and_gradients_come_through():
+    model, inputs = tiny("llava"), prompt("llava", MIXED)
+    labels = inputs["input_ids"].masked_fill(image_mask(inputs) | (inputs["attention_mask"] == 0), -100)
+    with torch.enable_grad():
+        with dart.prune(model, dart.DART(keep=KEEP)):
+            loss = model(**inputs, labels=labels).loss
+        loss.backward()
+    gradient = model.model.language_model.layers[3].self_attn.q_proj.weight.grad
+    assert torch.isfinite(loss) and torch.isfinite(gradient).all() and gradient.abs().sum() > 0
+    model.zero_grad()
+
+
+def test_peft_models():
+    from peft import LoraConfig, get_peft_model
+
+    model, inputs = copy.deepcopy(tiny("llava")), prompt("llava", [ONE])
+    expected, _ = pruned(model, inputs)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
+    close(pruned(wrapped, inputs)[0], expected)
+    with dart.prune(wrapped, dart.DART(keep=KEEP)) as report:
+        wrapped.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert len(report.samples[0].kept) == KEEP
+
+
+def test_models_that_accelerate_spreads_out():
+    from accelerate import cpu_offload
+
+    model, inputs = copy.deepcopy(tiny("qwen3_vl")), prompt("qwen3_vl", MIXED)
+    expected, _ = pruned(model, inputs)
+    cpu_offload(model, execution_device="cpu")
+    close(pruned(model, inputs)[0][inputs["attention_mask"].bool()], expected[inputs["attention_mask"].bool()])
+
+
+def test_lengths_of_the_caches():
+    model, inputs = tiny("llava"), prompt("llava", [ONE])
+    with dart.prune(model, dart.DART(keep=KEEP)) as report:
+        cache = model(**inputs).past_key_values
+        assert [cache.get_seq_length(i) for i in range(LAYERS)] == report.kv_lengths() == [47, 47, 21, 21, 21]
+        out = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True, do_sample=False)
+    assert [out.past_key_values.get_seq_length(i) for i in range(LAYERS)] == [50, 50, 24, 24, 24]
