@@ -161,7 +161,7 @@ class Scene:
         return down[:, None] * across[None] >= PATCH * PATCH / 2
 
 
-class _Dice(random.Random):
+class Dice(random.Random):
     """Random choices that rest on `random()` alone, whose stream Python promises never to change."""
 
     def below(self, n: int) -> int:
@@ -206,7 +206,7 @@ def compose(seed: int, *, background: str | None = None, drawings: str = "noto")
     for value, valid, what in ((background or "plain", BACKGROUNDS, "background"), (drawings, DRAWINGS, "drawings")):
         if value not in valid:
             raise ValueError(f"{what}={value!r} is not known; use one of {', '.join(valid)}")
-    dice = _Dice(seed)
+    dice = Dice(seed)
     ground = dice.pick(BACKGROUNDS)
     theme = dice.pick(list(THEMES))
 
@@ -448,7 +448,7 @@ def _company() -> tuple[Counter, dict[str, Counter]]:
     return alone, together
 
 
-def absent(scene: Scene, dice: random.Random, split: str, n: int) -> list[str]:
+def absent(scene: Scene, dice: Dice, split: str, n: int) -> list[str]:
     """Names of `n` objects that are not in a scene, by POPE's rules.
 
     "random": any; "popular": from the quarter of them that is most frequent; "adversarial": from the quarter that most
@@ -465,12 +465,12 @@ def absent(scene: Scene, dice: random.Random, split: str, n: int) -> list[str]:
     return dice.several(others if split == "random" else others[: len(others) // 4], n)
 
 
-def ask_existence(scene: Scene, dice: random.Random, name: str, kind: str = "existence") -> Question:
+def ask_existence(scene: Scene, dice: Dice, name: str, kind: str = "existence") -> Question:
     seen = tuple(thing for thing in scene.things if thing.name == name)
     return Question(scene, f"is there {a(name)}?", "yes" if seen else "no", YES_NO, kind, evidence=seen)
 
 
-def ask_where(scene: Scene, dice: random.Random) -> Question | None:
+def ask_where(scene: Scene, dice: Dice) -> Question | None:
     able = [thing for name in scene.names if (thing := scene.only(name)) and region(thing)]
     if not able:
         return None
@@ -478,7 +478,7 @@ def ask_where(scene: Scene, dice: random.Random) -> Question | None:
     return Question(scene, f"where is the {thing.name}?", region(thing), REGIONS, "where", evidence=(thing,))
 
 
-def ask_what_is_there(scene: Scene, dice: random.Random) -> Question | None:
+def ask_what_is_there(scene: Scene, dice: Dice) -> Question | None:
     inside = defaultdict(list)
     for thing in scene.things:
         inside[region(thing)].append(thing)
@@ -492,7 +492,7 @@ def ask_what_is_there(scene: Scene, dice: random.Random) -> Question | None:
     return Question(scene, f"what is at the {place}?", thing.name, tuple(NAMES), "name", evidence=(thing,))
 
 
-def ask_relation(scene: Scene, dice: random.Random, answer: str | None = None) -> Question | None:
+def ask_relation(scene: Scene, dice: Dice, answer: str | None = None) -> Question | None:
     """`is the dog left of the cat?`: never asked where the two are nearly level."""
     able = [thing for name in scene.names if (thing := scene.only(name))]
     answer = answer or dice.pick(YES_NO)
@@ -510,7 +510,7 @@ def ask_relation(scene: Scene, dice: random.Random, answer: str | None = None) -
     return Question(scene, text, answer, YES_NO, "relation", evidence=(one, two))
 
 
-def ask_neighbour(scene: Scene, dice: random.Random) -> Question | None:
+def ask_neighbour(scene: Scene, dice: Dice) -> Question | None:
     """`what is directly left of the dog?`: two hops, and only one thing may be the answer."""
     able = []
     for name in scene.names:
@@ -526,7 +526,7 @@ def ask_neighbour(scene: Scene, dice: random.Random) -> Question | None:
     return Question(scene, text, thing.name, tuple(NAMES), "neighbour", evidence=(start, thing))
 
 
-def ask_color(scene: Scene, dice: random.Random) -> Question | None:
+def ask_color(scene: Scene, dice: Dice) -> Question | None:
     able = [thing for name in scene.names if (thing := scene.only(name)) and thing.color]
     if not able:
         return None
@@ -534,7 +534,7 @@ def ask_color(scene: Scene, dice: random.Random) -> Question | None:
     return Question(scene, f"what color is the {thing.name}?", thing.color, tuple(COLORS), "color", evidence=(thing,))
 
 
-def ask_count(scene: Scene, dice: random.Random, number: int | None = None) -> Question | None:
+def ask_count(scene: Scene, dice: Dice, number: int | None = None) -> Question | None:
     counts = Counter(thing.name for thing in scene.things)
     number = number or dice.pick((1, 2, 3, 4), (1, 6, 6, 6))  # about one scene in six allows each number above one
     able = [name for name, n in counts.items() if n == number]
@@ -546,7 +546,7 @@ def ask_count(scene: Scene, dice: random.Random, number: int | None = None) -> Q
     return Question(scene, text, NUMBERS[number - 1], NUMBERS, "count", evidence=seen)
 
 
-def ask_word(scene: Scene, dice: random.Random) -> Question | None:
+def ask_word(scene: Scene, dice: Dice) -> Question | None:
     if not scene.signs:
         return None
     sign = dice.pick(scene.signs)
@@ -554,7 +554,7 @@ def ask_word(scene: Scene, dice: random.Random) -> Question | None:
     return Question(scene, text, sign.word, tuple(WORDS), "word", evidence=(sign,))
 
 
-def ask_pair(scene: Scene, dice: random.Random, subject: str) -> list[Question] | None:
+def ask_pair(scene: Scene, dice: Dice, subject: str) -> list[Question] | None:
     """Two statements on one subject as questions, the true one answered yes and the false one no, as MME has them."""
     if subject == "existence":
         right, wrong = dice.pick(scene.names), absent(scene, dice, "adversarial", 1)[0]
@@ -579,7 +579,7 @@ def ask_pair(scene: Scene, dice: random.Random, subject: str) -> list[Question] 
 LETTERS = ("A", "B", "C", "D")
 
 
-def ask_choice(scene: Scene, dice: random.Random, subject: str) -> list[Question] | None:
+def ask_choice(scene: Scene, dice: Dice, subject: str) -> list[Question] | None:
     """One question with four options, asked in all four rotations of the options: MMBench's circular evaluation."""
     if subject == "existence":
         name = dice.pick(scene.names)
@@ -611,7 +611,7 @@ def ask_choice(scene: Scene, dice: random.Random, subject: str) -> list[Question
 def _existence(seeds: Iterator[int], drawings: str) -> Iterator[list[Question]]:
     """POPE: six questions a scene and split, three of them on objects that are there."""
     for seed in seeds:
-        scene, dice = compose(seed, drawings=drawings), _Dice(f"existence {seed}")
+        scene, dice = compose(seed, drawings=drawings), Dice(f"existence {seed}")
         if len(scene.names) >= 3:
             there = dice.several(scene.names, 3)
             for split in SPLITS:
@@ -625,7 +625,7 @@ def _single(asks: dict[str, Callable], balance: Callable[[Question], tuple]) -> 
     def make(seeds: Iterator[int], drawings: str) -> Iterator[list[Question]]:
         turn, used = 0, Counter()
         for seed in seeds:
-            scene, dice = compose(seed, drawings=drawings), _Dice(f"single {seed}")
+            scene, dice = compose(seed, drawings=drawings), Dice(f"single {seed}")
             asked = list(asks.values())[turn % len(asks)](scene, dice)
             if asked is None:
                 continue
@@ -645,7 +645,7 @@ def _grouped(ask: Callable, subjects: Sequence[str]) -> Callable:
     def make(seeds: Iterator[int], drawings: str) -> Iterator[list[Question]]:
         turn = 0
         for seed in seeds:
-            scene, dice = compose(seed, drawings=drawings), _Dice(f"grouped {seed}")
+            scene, dice = compose(seed, drawings=drawings), Dice(f"grouped {seed}")
             if group := ask(scene, dice, subjects[turn % len(subjects)]):
                 yield [replace(question, group=turn) for question in group]
                 turn += 1

@@ -30,15 +30,6 @@ def no_easy_vqa(monkeypatch):
     monkeypatch.setattr(recipe.Lessons, "easy", lambda self, index: self[index * 8])
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Steps this small are slower on several threads, the more so when tests run beside each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model():
     return recipe.make_model(TINY, recipe.make_tokenizer()).eval()

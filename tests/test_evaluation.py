@@ -21,15 +21,6 @@ ROOT = Path(__file__).parents[1]
 METHODS = [None, dart.DART(keep=64), dart.Random(keep=64, seed=0)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Steps this small are slower on several threads, the more so when tests run beside each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny model with weights so large that its answers differ from question to question."""
@@ -91,7 +82,7 @@ def test_pruning_reaches_the_model(loaded):
 def test_a_killed_run_loses_nothing_and_counts_nothing_twice(folder, tmp_path):
     arguments = ["eval", "--model", str(folder), "--tasks", "existence", "--methods", "unpruned", "random"]
     arguments += ["--keep", "16", "--limit", "90", "--batch", "5", "--out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-m", "dart", *arguments, str(killed)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)

@@ -201,7 +201,7 @@ def wire(decoder: nn.Module) -> None:
 
 def ask(scene: scenes.Scene, number: int) -> list[scenes.Question]:
     """About `number` training questions on a scene, of every kind that the tasks ask."""
-    dice = scenes._Dice(f"lesson {scene.seed}")
+    dice = scenes.Dice(f"lesson {scene.seed}")
     asked: list[scenes.Question | None] = []
     present = dice.several(scene.names, 3)
     for split in scenes.SPLITS:
