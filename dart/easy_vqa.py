@@ -35,6 +35,7 @@ class Question:
     choices: tuple[str, ...]
     kind: str
     group: int | None = None
+    stratum: str = "plain"
 
     @property
     def picture_key(self) -> Path:

@@ -38,9 +38,9 @@ from dart import easy_vqa, methods, scenes
 class Task:
     """What evaluation needs of a benchmark.
 
-    `questions()` gives them in a fixed order; each has `text`, `answer`, `kind`, `group`, `picture_key` and `picture()`.
-    `score(questions, answers, weights=None)` gives metrics by name, `floors()` what guessing gets, and `metric` is the one
-    that tables show.
+    `questions()` gives them in a fixed order; each has `text`, `answer`, `kind`, `group` (scored only together), `stratum`,
+    `picture_key` and `picture()`. `score(questions, answers, weights=None)` gives metrics by name, `floors()` what
+    guessing gets, and `metric` is the one that tables show.
     """
 
     name: str
@@ -150,9 +150,16 @@ def resamples(questions: Sequence, times: int = 1000, seed: int = 0) -> np.ndarr
 
 
 def intervals(task: Task, questions: Sequence, answers: Sequence[str]) -> dict[str, Interval]:
-    """Every metric of a task with its 95 % interval."""
+    """Every metric of a task with its 95 % interval, and the task's own metric in each stratum as `metric@stratum`."""
     values, drawn = task.score(questions, answers), task.score(questions, answers, resamples(questions))
-    return {name: _interval(values[name], drawn[name]) for name in values}
+    found = {name: _interval(values[name], drawn[name]) for name in values}
+    strata = np.array([question.stratum for question in questions])
+    for stratum in dict.fromkeys(strata.tolist()):
+        rows = np.flatnonzero(strata == stratum)
+        ours, said = [questions[row] for row in rows], [answers[row] for row in rows]
+        value, drawn = task.score(ours, said)[task.metric], task.score(ours, said, resamples(ours))[task.metric]
+        found[f"{task.metric}@{stratum}"] = _interval(value, drawn)
+    return found
 
 
 def paired_differences(task: Task, questions: Sequence, answers: Sequence[str], reference: Sequence[str]) -> dict[str, Interval]:
@@ -164,7 +171,7 @@ def paired_differences(task: Task, questions: Sequence, answers: Sequence[str], 
 
 
 def _interval(value: np.ndarray, drawn: np.ndarray) -> Interval:
-    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    low, high = np.nanpercentile(drawn, (2.5, 97.5)) if not np.isnan(drawn).all() else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))
 
 

@@ -407,6 +407,11 @@ class Question:
         """The same for questions on the same picture, and for them only."""
         return self.scene.seed, self.scene.background, self.scene.drawings
 
+    @property
+    def stratum(self) -> str:
+        """What scores are also reported for apart: duplication is a property of pictures."""
+        return self.scene.background
+
     def picture(self) -> Image.Image:
         return draw(self.scene)
 

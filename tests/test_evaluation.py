@@ -194,6 +194,16 @@ def test_intervals_cover_the_truth_and_widen_for_shared_pictures():
     assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.1)
 
 
+def test_strata_are_scored_apart():
+    task = evaluation.find_task("choice")
+    asked = list(task.questions())
+    answers = [q.answer if q.scene.background == "photo" else "" for q in asked]
+    metrics = evaluation.intervals(task, asked, answers)
+    assert [metrics[f"circular@{ground}"].value for ground in scenes.BACKGROUNDS] == [0, 0, 1]
+    share = np.mean([q.scene.background == "photo" for q in asked])
+    assert metrics["circular"].value == pytest.approx(share) and 0.2 < share < 0.5
+
+
 def test_paired_differences_are_tighter_than_two_intervals():
     task = evaluation.find_task("reading")
     asked = list(task.questions())

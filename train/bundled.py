@@ -74,7 +74,6 @@ class Recipe:
     rope_theta: float = 1e6  # slow rotations, so that alike states match over the whole image
     vision_width: int = 192
     vision_layers: int = 6
-    image_size: int = scenes.SIZE
     see_steps: int = 4000
     talk_steps: int = 12000
     batch: int = 64
@@ -118,9 +117,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_processor(image_size: int = scenes.SIZE) -> LlavaProcessor:
+def make_processor() -> LlavaProcessor:
     """Tokenizer and PIL image processor, as they are saved beside the weights."""
-    size = {"height": image_size, "width": image_size}
+    size = {"height": scenes.SIZE, "width": scenes.SIZE}
     pictures = CLIPImageProcessorPil(
         size=size, crop_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=3, do_center_crop=False
     )
@@ -141,7 +140,7 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaForCo
         intermediate_size=4 * recipe.vision_width,
         num_hidden_layers=recipe.vision_layers,
         num_attention_heads=max(1, recipe.vision_width // 64),
-        image_size=recipe.image_size,
+        image_size=scenes.SIZE,
         patch_size=scenes.PATCH,
         projection_dim=recipe.vision_width,
         attention_dropout=0.0,
@@ -167,7 +166,7 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaForCo
         vision_config=vision,
         text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(recipe.image_size // scenes.PATCH) ** 2,
+        image_seq_length=scenes.GRID**2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
@@ -502,7 +501,7 @@ class Run:
     def __init__(self, recipe: Recipe, folder: Path, device: torch.device):
         self.recipe, self.device = recipe, device
         self.file = folder / "state.safetensors"
-        self.processor = make_processor(recipe.image_size)
+        self.processor = make_processor()
         self.model = make_model(recipe, self.processor.tokenizer).to(device)
         self.look = Look(self.model.model.language_model.layers[recipe.look_layer], recipe.look_heads)
         self.labels = Labels(self.processor.tokenizer, device)
