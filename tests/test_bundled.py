@@ -125,6 +125,30 @@ def test_no_answer_comes_from_the_image_before_layer_two(model):
     assert one.tobytes() != other.tobytes()
 
 
+@torch.no_grad()
+def test_patches_that_point_to_their_words_are_right(model):
+    """Features put together from the right word embeddings make the loss small, those of the wrong scene do not."""
+    lessons, labels = recipe.Lessons(TINY), recipe.Labels(recipe.make_tokenizer(), torch.device("cpu"))
+    batches = [{name: tensor[None] for name, tensor in lessons[index].items()} for index in (0, 1)]
+    width = 400  # one direction for each word
+    words = recipe.make_model(replace(TINY, width=width, heads=4), recipe.make_tokenizer())
+    words.get_input_embeddings().weight.copy_(torch.eye(width)[: len(recipe.make_tokenizer())])
+
+    def told(batch):
+        features = torch.zeros(1, scenes.GRID**2, width)
+        for name in ("names", "colors", "middles"):
+            known = batch[name][0] >= 0
+            features[0, known] += torch.eye(width)[batch[name][0, known]]
+        weight = torch.ones(width)
+        weight[recipe.make_tokenizer().convert_tokens_to_ids("center")] = 0.5
+        return features + sum(torch.diag(weight)[place] for place in labels.places.values())
+
+    right, wrong = (recipe.see_loss(words, told(batch), batches[0], labels) for batch in batches)
+    assert right < 0.1 * wrong
+    for name, (cosine, slot) in labels.compare(words, told(batches[0]), batches[0]).items():
+        assert (cosine.argmax(-1) == slot)[slot > 0].all(), name
+
+
 def test_loss_falls(tmp_path):
     run = start(tmp_path, see_steps=25, talk_steps=12)
     losses = []
@@ -140,6 +164,7 @@ def test_loss_falls(tmp_path):
 
 def test_the_exam_counts_questions_right_only_if_every_token_is(tmp_path, monkeypatch):
     run = start(tmp_path)
+    run.stage = "talk"
     batch = next(iter(run.lessons(0, 1, first=recipe.EXAM_SEED)))
 
     def almost(model, features, batch):

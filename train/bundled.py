@@ -8,8 +8,8 @@ what an uninterrupted one sees.
 
 1. *see*: tower, projector and word embeddings learn one thing: a patch's projected vector points, by cosine, to the
    embeddings of the words for it: what lies there (an object's name, a sign's word, or nothing), its colour, its place
-   (top, left, ...), and "one" at the middle of an object, so that objects can be counted. Labels are free, since scenes
-   are composited. Afterwards the projector is rescaled to the length of word embeddings.
+   (top, left, ...), and "one" at the middle of an object, "zero" around it, so that objects can be counted. Labels are
+   free, since scenes are composited. Afterwards the projector is rescaled to the length of word embeddings.
 2. *talk*: everything learns to answer. Many questions about one scene share one sequence; each sees the image and itself
    only and has the positions it has alone. Beside the answers, stage 1's loss goes on, and a few heads of one layer
    are shown where to look: the last token of a question attends to the patches of what is asked for, or to the first
@@ -268,13 +268,14 @@ class Lessons(torch.utils.data.Dataset):
         scene = scenes.compose(self.first + index)
         names = np.full(scenes.GRID**2, self.nothing)
         colors = np.full(scenes.GRID**2, -100)
-        middles = np.full((scenes.GRID, scenes.GRID), self.nothing)
+        middles = np.full((scenes.GRID, scenes.GRID), -100)
         for item in (*scene.things, *scene.signs):
             inside = scene.patches(item).ravel()
             names[inside] = self.tokenizer.convert_tokens_to_ids(words_of(item))
             if item.color:
                 colors[inside] = self.tokenizer.convert_tokens_to_ids(item.color)
         for thing in scene.things:
+            middles[scene.patches(thing)] = self.tokenizer.convert_tokens_to_ids("zero")
             x, y = (int(value // scenes.PATCH) for value in thing.center)
             middles[y, x] = self.tokenizer.convert_tokens_to_ids("one")
         return {
@@ -359,7 +360,10 @@ def packed_masks(segment: Tensor, position: Tensor, patches: int) -> dict[str, T
 
 
 class Labels:
-    """Which words a patch may be told to point to: one choice each for name, colour, middle, row and column."""
+    """Which words a patch may be told to point to: one choice each for name, colour, middle, row and column.
+
+    "center" stands for the middle row and the middle column, so that beside "top" or "left" it has to come second.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, device: torch.device):
         ids = tokenizer.convert_tokens_to_ids
@@ -368,7 +372,7 @@ class Labels:
         choices = {
             "names": ["<image>", *scenes.NAMES, *scenes.WORDS],
             "colors": list(scenes.COLORS),
-            "middles": ["<image>", "one"],
+            "middles": ["zero", "one"],
             "rows": ["top", "center", "bottom"],
             "columns": ["left", "center", "right"],
         }
@@ -376,26 +380,28 @@ class Labels:
         places = {"rows": rows, "columns": columns}
         self.places = {name: self.choices[name][torch.from_numpy(each.ravel()).to(device)] for name, each in places.items()}
 
+    def compare(self, model, features: Tensor, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each choice, cosines (labelled patches, words) of features with the words, and which word is right."""
+        table = F.normalize(model.get_input_embeddings().weight, dim=-1)
+        features, found = F.normalize(features, dim=-1), {}
+        for name, words in self.choices.items():
+            target = batch[name] if name in batch else self.places[name].expand(len(features), -1)
+            known = target >= 0
+            if known.any():  # pictures of easy-VQA have places only
+                found[name] = features[known] @ table[words].T, (target[known][:, None] == words).int().argmax(-1)
+        return found
+
 
 def see_loss(model, features: Tensor, batch: dict[str, Tensor], labels: Labels) -> Tensor:
     """Cross-entropy of patches against word embeddings by scaled cosine, summed over the choices of `labels`.
 
-    `features` (batch, patches, width) are projected. Objects cover a twentieth of a scene and their middles a hundredth:
-    patches with and without something weigh the same.
+    `features` (batch, patches, width) are projected. Objects cover a twentieth of a scene and their middles a tenth of
+    that: patches with and without something weigh the same.
     """
-    table = F.normalize(model.get_input_embeddings().weight, dim=-1)
-    features = F.normalize(features, dim=-1)
     total = features.new_zeros(())
-    for name, words in labels.choices.items():
-        target = batch[name] if name in batch else labels.places[name].expand(len(features), -1)
-        known = target >= 0
-        if not known.any():
-            continue  # nothing but pictures of easy-VQA
-        target = target[known]
-        cosine = 16 * features[known] @ table[words].T
-        slot = (target[:, None] == words).int().argmax(-1)
-        losses = F.cross_entropy(cosine, slot, reduction="none")
-        if words[0] == model.config.image_token_id:
+    for name, (cosine, slot) in labels.compare(model, features, batch).items():
+        losses = F.cross_entropy(16 * cosine, slot, reduction="none")
+        if name in ("names", "middles"):
             total = total + losses[slot == 0].mean() + losses[slot > 0].mean()
         else:
             total = total + losses.mean()
@@ -562,18 +568,27 @@ class Run:
 
     @torch.no_grad()
     def exam(self, batches: int = 4) -> dict[str, float]:
-        """Share of questions answered right on scenes that are never trained on, by kind, told the tokens before."""
+        """Shares that are right on scenes that are never trained on: patches by choice, questions by kind.
+
+        Of names and middles, patches that have none are left out; questions are told the tokens before.
+        """
         hits = defaultdict(list)
         for batch in self.lessons(0, batches, first=EXAM_SEED):
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                logits, labels, owner = talk(self.model, image_features(self.model, batch["image"]), batch)
+                features = image_features(self.model, batch["image"])
+                for name, (cosine, slot) in self.labels.compare(self.model, features, batch).items():
+                    some = slot > 0 if name in ("names", "middles") else slot >= 0
+                    hits["patch " + name] += (cosine.argmax(-1) == slot)[some].tolist()
+                if self.stage == "see":
+                    continue
+                logits, labels, owner = talk(self.model, features, batch)
             wrong = torch.zeros(batch["kind"].numel(), device=self.device)
             wrong.index_add_(0, owner, (logits.argmax(-1) != labels).float())
             for kind, miss in zip(batch["kind"].flatten().tolist(), wrong.tolist()):
                 if kind >= 0:
                     hits[KINDS[kind]].append(miss == 0)
-        return {kind: round(float(np.mean(hits[kind])), 4) for kind in KINDS if kind in hits}
+        return {kind: round(float(np.mean(right)), 4) for kind, right in hits.items()}
 
     def end_stage(self) -> None:
         if self.stage == "see":
@@ -625,7 +640,7 @@ class Run:
                     point = {name: round(loss.item(), 4) for name, loss in losses.items()}
                     self.curve.append({"stage": self.stage, "step": self.step, **point})
                     bar.set_postfix(point)
-                if self.stage != "see" and (self.step % self.recipe.exam_every == 0 or self.step == self.steps):
+                if self.step % self.recipe.exam_every == 0 or self.step == self.steps:
                     self.curve.append({"stage": self.stage, "step": self.step, "exam": self.exam()})
                     bar.write(f"step {self.step}: " + "  ".join(f"{k} {v:.2f}" for k, v in self.curve[-1]["exam"].items()))
                 if time.monotonic() > saved + save_every:
