@@ -175,7 +175,12 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaForCo
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(recipe.seed)
-    return LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(config)
+    # Word embeddings as long as what layers add: short ones, as usual, are drowned by the first layer, and what a patch
+    # showed cannot be read two layers later. The final norm makes up for it, since the head shares the embeddings.
+    nn.init.normal_(model.get_input_embeddings().weight)
+    nn.init.constant_(model.model.language_model.norm.weight, 0.1)
+    return model
 
 
 @torch.no_grad()
@@ -183,10 +188,10 @@ def wire(decoder: nn.Module) -> None:
     """Start attention as "look for what is like me, and take it over" (mimetic initialisation, arXiv 2305.09828).
 
     Queries and keys share one orthogonal map and so do values and outputs, up to its transpose and a scale that brings
-    what is taken over to the length of a word embedding. Image tokens lie where their words lie, so that the name in a
-    question finds the patches that show it from the first step on.
+    what is taken over to half the length of a word embedding. Image tokens lie where their words lie, so that the name in
+    a question finds the patches that show it from the first step on.
     """
-    length = decoder.embed_tokens.weight.norm(dim=-1).mean() / decoder.config.hidden_size**0.5
+    length = 0.5 * decoder.embed_tokens.weight.norm(dim=-1).mean() / decoder.config.hidden_size**0.5
     for layer in decoder.layers:
         for one, other, scale in (("q_proj", "k_proj", 1.0), ("v_proj", "o_proj", float(length))):
             one, other = getattr(layer.self_attn, one), getattr(layer.self_attn, other)
