@@ -22,7 +22,7 @@ help:
 	echo "make lab     open JupyterLab on the book"
 	echo "make train   train the bundled model and examine it; resumes, and wants a CUDA machine"
 	echo "make clean   remove .venv and the built site"
-	echo "PYTHON=python3.12 make book    picks the interpreter (3.11 to 3.13)"
+	echo "make book PYTHON=python3.12    picks the interpreter (3.11 to 3.13)"
 
 # No half-built site is mistaken for a good one, and no page keeps results of older code: every build starts from nothing.
 book: $(ENV)
@@ -51,7 +51,7 @@ clean:
 
 $(ENV): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || {
-	    echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13. Name one that is: make PYTHON=python3.12 ..." >&2
+	    echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13. Name one that is: make book PYTHON=python3.12" >&2
 	    exit 1
 	}
 	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || {
@@ -61,6 +61,6 @@ $(ENV): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	echo "Installing into .venv; the first time takes minutes, most of them for torch."
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[book,test]' |
-	    grep --line-buffered -E '^(Collecting|Building|Installing|Successfully)'
+	    grep --line-buffered -E '^(Collecting|Building|Installing|Successfully)|Downloading .* MB'
 	touch $@
 	$(call done,The environment is in .venv)

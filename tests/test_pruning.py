@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, StaticCache
 from transformers.masking_utils import flash_attention_mask
 
 import dart
@@ -245,10 +245,24 @@ def test_static_cache_equals_dynamic_cache(name, attention):
     with dart.prune(model, dart.DART(reduction_ratio=0.6)):
         dynamic = model.generate(**inputs, max_new_tokens=5, do_sample=False)
         static = model.generate(**inputs, max_new_tokens=5, do_sample=False, cache_implementation="static")
-        text = prompt(name, [[20], [23]])       # the same static cache, reset, for a prompt without an image
-        plain_text = model.generate(**text, max_new_tokens=5, do_sample=False, cache_implementation="static")
     assert torch.equal(dynamic, static)
-    assert torch.equal(plain_text, model.generate(**text, max_new_tokens=5, do_sample=False))
+
+
+def test_a_cache_that_was_reset_forgets_its_pruning():
+    model = tiny("llava")
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=99)
+    ids, token = prompt("llava", [[20], [20]], mask=False)["input_ids"], torch.tensor([[5], [6]])
+
+    def say():
+        return model(input_ids=ids, past_key_values=cache).logits, model(input_ids=token, past_key_values=cache).logits
+
+    plain = say()
+    cache.reset()
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        model(**prompt("llava", [[2, "I", 6, "I", 3], [4, "I", 5]]), past_key_values=cache)
+        cache.reset()
+        for after, before in zip(say(), plain):
+            close(after, before)
 
 
 def test_without_a_cache_the_same_prompt_gives_the_same_bits():

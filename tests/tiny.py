@@ -91,6 +91,8 @@ def _model(name):
     for parameter in model.parameters():        # weights large enough that the image and every layer matter
         if parameter.ndim > 1:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 1.5 / parameter.shape[-1] ** 0.5
+        else:                                   # norms with weights of their own, as trained ones have
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None     # every generation runs to its full length
     model.generation_config.suppress_tokens = [IMAGE, VIDEO]
