@@ -14,10 +14,10 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -219,20 +219,37 @@ class _Answers:
 # ------------------------------------------------------------------------------------------------ answering
 
 
-def _shared(model, inputs: dict[str, Tensor], owner: Sequence[int]) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
-    """Split what a processor gave into text inputs and something that gives the image inputs of every further call.
+@contextmanager
+def given_features(model, features: Sequence[Tensor]) -> Iterator[None]:
+    """Inside the block the model takes these image features, one (tokens, width) a picture, and looks at no pixels.
 
-    `owner[row]` is the first row with the same picture. Where a model takes images as one tensor of pixels, its features
-    are computed here, once per picture; other models get their inputs as they are.
+    It wants `pixel_values` all the same, of any content.
     """
-    text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    rest = {name: tensor for name, tensor in inputs.items() if name not in text}
-    if set(rest) != {"pixel_values"} or len(rest["pixel_values"]) != len(owner):
-        return text, lambda: rest
+    body = model.model
+
+    @wraps(body.get_image_features)  # generate reads its signature
+    def given(*args, **kwargs):
+        return BaseModelOutputWithPooling(pooler_output=list(features))
+
+    body.get_image_features = given
+    try:
+        yield
+    finally:
+        del body.get_image_features
+
+
+def _features(model, inputs: dict[str, Tensor], owner: Sequence[int]) -> list[Tensor] | None:
+    """Image features for every row of a batch, computed once for each picture.
+
+    `owner[row]` is the first row with the same picture. None for a model that takes its images as anything but one tensor
+    of pixels.
+    """
+    images = set(inputs) - {"input_ids", "attention_mask"}
+    if images != {"pixel_values"} or len(inputs["pixel_values"]) != len(owner):
+        return None
     first = sorted(set(owner))
-    features = model.get_image_features(pixel_values=rest["pixel_values"][first], return_dict=True).pooler_output
-    rows = [features[first.index(row)] for row in owner]
-    return text, lambda: {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(rows))}}
+    features = model.get_image_features(pixel_values=inputs["pixel_values"][first], return_dict=True).pooler_output
+    return [features[first.index(row)] for row in owner]
 
 
 def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method | None], *, tokens: int = 8) -> list[list[str]]:
@@ -269,11 +286,12 @@ def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method 
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     answers = []
     with torch.inference_mode():
-        text, image = _shared(model, inputs, owner)
+        features = _features(model, inputs, owner)
         for method in methods:
-            with dart.prune(model, method) if method else nullcontext():
-                said = model.generate(**text, **image(), max_new_tokens=tokens, do_sample=False)
-            answers.append(processor.batch_decode(said[:, text["input_ids"].shape[1] :], skip_special_tokens=True))
+            pruned = dart.prune(model, method) if method else nullcontext()
+            with pruned, given_features(model, features) if features else nullcontext():
+                said = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+            answers.append(processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return answers
 
 

@@ -50,10 +50,10 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import dart
 from dart import easy_vqa, scenes
+from dart.evaluation import given_features
 
 LOCAL_LAYERS, WINDOW = 2, 4  # "is there a dog?" has five tokens
 CHAT = (
@@ -489,12 +489,9 @@ def pruned_loss(model, features: Tensor, batch: dict[str, Tensor], keep: int) ->
     longest = int(mine.sum(1).max())
     tokens = torch.cat([first, table_of_ids.expand(len(features), -1), batch["tokens"][:, :longest]], 1)
     seen = torch.cat([torch.ones_like(tokens[:, : -longest]), mine[:, :longest].long()], 1)
-    with dart.prune(model, dart.DART(keep=keep)):
+    with dart.prune(model, dart.DART(keep=keep)), given_features(model, features):
         hidden = model.model(
-            input_ids=tokens,
-            attention_mask=seen,
-            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=list(features))},
-            use_cache=False,
+            input_ids=tokens, attention_mask=seen, pixel_values=batch["image"], use_cache=False
         ).last_hidden_state[:, -longest:]
     labels = batch["labels"][:, :longest].masked_fill(~mine[:, :longest], -100)
     return F.cross_entropy(model.lm_head(hidden[labels >= 0]).float(), labels[labels >= 0])
