@@ -145,6 +145,28 @@ def test_patches_that_point_to_their_words_are_right(model):
         assert (cosine.argmax(-1) == slot)[slot > 0].all(), name
 
 
+@torch.no_grad()
+def test_blind_layers_are_those_of_a_pruned_model(model):
+    """Hiding the image in training is what dropping every image token at that layer is in use."""
+    lessons, scene, layer = recipe.Lessons(TINY), scenes.compose(3), 3
+    question = recipe.ask(scene, 1)[0]
+    batch = {name: tensor[None] for name, tensor in lessons.pack([question]).items()}
+    features = recipe.image_features(model, torch.from_numpy(recipe.np.array(scenes.draw(scene)))[None])
+    decoder, hidden = model.model.language_model, []
+    hook = decoder.norm.register_forward_hook(lambda module, args, out: hidden.append(out[0]))
+    recipe.talk(model, features, batch)
+    with recipe.blind_from(decoder, layer, scenes.GRID**2):
+        recipe.talk(model, features, batch)
+    hook.remove()
+    seeing, blind = (states[1 + scenes.GRID**2 + batch["last"][0, 0]] for states in hidden)
+    inputs = recipe.make_processor()(text=bundled.prompt(question.text), images=scenes.draw(scene), return_tensors="pt")
+    with dart.prune(model, dart.Random(keep=0, seed=0, layer=layer)):
+        pruned = model.model(**inputs).last_hidden_state[0, -1]
+    torch.testing.assert_close(blind, pruned, atol=2e-5, rtol=1e-4)
+    assert (seeing - blind).abs().max() > 1e-3
+    assert not decoder.layers[layer]._forward_pre_hooks
+
+
 def test_loss_falls(tmp_path):
     run = start(tmp_path, see_steps=25, talk_steps=12)
     losses = []

@@ -16,7 +16,8 @@ what an uninterrupted one sees.
    token where there is nothing to see.
 
 The first two decoder layers are local: their window is shorter than any question, so no answer can come from the image
-before layer 2. That gives the model LLaVA's depth profile, which a decoder trained from scratch does not have by itself.
+before layer 2. In every second step of *talk* the last quarter of the layers does without the image, so that reading is
+over by then. That gives the model LLaVA's depth profile, which a decoder trained from scratch does not have by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -453,6 +455,23 @@ def image_features(model, images: Tensor) -> Tensor:
     return model.model.multi_modal_projector(tower)
 
 
+@contextmanager
+def blind_from(decoder: nn.Module, layer: int, patches: int) -> Iterator[None]:
+    """Inside the block no text sees the image from `layer` on."""
+
+    def hide(module, args, kwargs):
+        mask = kwargs["attention_mask"].clone()
+        mask[:, :, 1 + patches :, 1 : 1 + patches] = False
+        return args, {**kwargs, "attention_mask": mask}
+
+    hooks = [each.register_forward_pre_hook(hide, with_kwargs=True) for each in decoder.layers[layer:]]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def talk(model, features: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Answer the packed questions, each told the true tokens before.
 
@@ -563,7 +582,9 @@ class Run:
         if self.stage == "prune":
             answer = pruned_loss(self.model, features, batch, self.recipe.prune)
             return {"loss": answer + 0.1 * see, "see": see, "answer": answer}
-        logits, labels, _ = talk(self.model, features, batch)
+        late = 3 * self.recipe.layers // 4 if self.step % 2 else self.recipe.layers
+        with blind_from(self.model.model.language_model, late, features.shape[1]):
+            logits, labels, _ = talk(self.model, features, batch)
         answer, look = F.cross_entropy(logits, labels), self.look.loss(batch["last"], batch["look"])
         right = (logits.argmax(-1) == labels).float().mean()
         return {"loss": answer + 0.1 * see + 0.3 * look, "see": see, "answer": answer, "look": look, "right": right}
