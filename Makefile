@@ -1,4 +1,4 @@
-# make book · make test · make check · make lab · make clean
+# make book · make test · make check · make lab · make train · make clean
 # Each makes .venv first if it is missing or older than pyproject.toml or constraints.txt.
 
 SHELL := /bin/bash
@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help book test check lab clean
+.PHONY: help book test check lab train clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,6 +20,7 @@ help:
 	echo "make test    run the tests"
 	echo "make check   run the slow checks: the built site in a browser, notebooks under papermill"
 	echo "make lab     open JupyterLab on the book"
+	echo "make train   train the bundled model and examine it; resumes, and wants a CUDA machine"
 	echo "make clean   remove .venv and the built site"
 	echo "make book PYTHON=python3.12    picks the interpreter (3.11 to 3.13)"
 
@@ -39,6 +40,11 @@ check: $(ENV)
 
 lab: $(ENV)
 	$(BIN)/jupyter lab book
+
+train: $(ENV)
+	$(BIN)/python train/bundled.py
+	$(BIN)/python train/exam.py
+	$(call done,The model is in data/model)
 
 clean:
 	rm -rf .venv book/_build

@@ -1,0 +1,71 @@
+"""`dart` on the command line, also `python -m dart`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import dart
+from dart import bundled, evaluation, scenes
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dart", description="Prune vision tokens and measure what it costs.")
+    parser.add_argument("--version", action="version", version=f"dart-mllm {dart.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    ask = commands.add_parser("eval", help="measure a model on tasks, pruned and unpruned", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    ask.add_argument("--model", type=Path, help="folder that from_pretrained reads; the bundled model if left out")
+    ask.add_argument("--tasks", nargs="+", default=["all"], help=f"all (the six scene tasks), {', '.join(evaluation.TASKS)}")
+    ask.add_argument("--methods", nargs="+", default=["all"], help=f"all, {', '.join(evaluation.METHODS)}")
+    ask.add_argument("--keep", nargs="+", type=int, default=[192, 128, 64], help="image tokens that stay")
+    ask.add_argument("--layer", nargs="+", type=int, default=[2], help="first decoder layers that see the short sequence")
+    ask.add_argument("--limit", type=int, help="only the first questions of each task")
+    ask.add_argument("--out", type=Path, default=Path("build/eval"), help="where runs are kept; the same call resumes")
+    ask.add_argument("--batch", type=int, default=16, help="questions a call")
+    ask.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the computation")
+    ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
+    ask.set_defaults(run=evaluate)
+    return parser
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    tasks = [name for name in evaluation.TASKS if name in scenes.TASKS] if given.tasks == ["all"] else given.tasks
+    names = list(evaluation.METHODS) if given.methods == ["all"] else given.methods
+    found = [evaluation.find_task(name) for name in tasks]
+    methods = [None] if "unpruned" in names else []
+    pruned = [name for name in names if name != "unpruned"]
+    methods += [evaluation.find_method(name, keep, layer) for layer in given.layer for keep in given.keep for name in pruned]
+    model, processor = bundled.load(given.model, dtype=getattr(torch, given.dtype), device=given.device)
+    options = {"processor": processor, "folder": given.out, "limit": given.limit, "batch": given.batch}
+    print(table(found, [evaluation.sweep(model, methods, task.name, **options) for task in found]))
+
+
+def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluation.Record]]) -> str:
+    """Rows of methods, columns of tasks; each cell is the task's metric with its 95 % interval.
+
+    `records[column][row]` belongs to `tasks[column]`. The last row is what answering without the picture gets.
+    """
+    head = ["", *(f"{task.name} ({task.metric})" for task in tasks)]
+    rows = [
+        [row[0].settings["label"], *(str(record.metrics[task.metric]) for task, record in zip(tasks, row))]
+        for row in zip(*records)
+    ]
+    rows.append(["blind floor", *(f"{task.floors()['blind'][task.metric]:.3f}" for task in tasks)])
+    rows.append(["questions", *(str(column[0].settings["n"]) for column in records)])
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in (head, *rows))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = build_parser().parse_args(arguments)
+    try:
+        given.run(given)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"dart: {error}", file=sys.stderr)
+        return 2
+    return 0

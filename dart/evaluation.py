@@ -1,0 +1,404 @@
+"""Measure a model under a reduction method on a task: `run` for one, `sweep` for many at once.
+
+What was answered is kept question by question in a folder of its own per run, and written as it comes, so that a killed
+run goes on where it stopped. Questions on one picture share the work on the picture, and so do all methods.
+
+    record = run(model, dart.DART(keep=64), "existence", processor=processor, limit=200)
+    print(record.metrics["f1"])        # 0.912 [0.884, 0.936]
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+import dart
+from dart import easy_vqa, methods, scenes
+
+# ------------------------------------------------------------------------------------------------ names
+
+
+@dataclass(frozen=True)
+class Task:
+    """What evaluation needs of a benchmark.
+
+    `questions()` gives them in a fixed order; each has `text`, `answer`, `kind`, `group` (scored only together), `stratum`,
+    `picture_key` and `picture()`. `score(questions, answers, weights=None)` gives metrics by name, `floors()` what
+    guessing gets, and `metric` is the one that tables show.
+    """
+
+    name: str
+    title: str
+    metric: str
+    questions: Callable[[], Sequence] = field(repr=False)
+    score: Callable[..., dict[str, np.ndarray]] = field(repr=False)
+    floors: Callable[[], dict[str, dict[str, float]]] = field(repr=False)
+
+
+def _scene_task(name: str) -> Task:
+    found, _ = scenes.find_task(name)
+    title = found.title + (", unseen drawings" if name.endswith(scenes.UNSEEN) else "")
+    ask, score, floors = (partial(each, name) for each in (scenes.questions, scenes.score, scenes.floors))
+    return Task(name, title, found.metric, ask, score, floors)
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    **{name: partial(_scene_task, name) for name in scenes.TASKS},
+    "easy-vqa": lambda: Task(
+        "easy-vqa", easy_vqa.TITLE, "accuracy", easy_vqa.questions, easy_vqa.score, easy_vqa.floors
+    ),
+    **{name + scenes.UNSEEN: partial(_scene_task, name + scenes.UNSEEN) for name in scenes.TASKS},
+}
+METHODS: dict[str, type[dart.Method] | None] = {
+    "unpruned": None,
+    **{name.lower(): getattr(methods, name) for name in methods.__all__ if name not in ("Method", "View")},
+}
+
+
+def _find(what: str, name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) or known
+        raise ValueError(f"{what} {name!r} is not known; did you mean {' or '.join(near)}?")
+    return name
+
+
+def find_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises
+    ------
+    ValueError
+        With the nearest valid names.
+    """
+    return TASKS[_find("task", name, TASKS)]()
+
+
+def find_method(name: str, keep: int, layer: int = 2) -> dart.Method | None:
+    """The method of that name with a budget of `keep` image tokens from `layer` on; None for "unpruned".
+
+    Raises
+    ------
+    ValueError
+        With the nearest valid names.
+    """
+    method = METHODS[_find("method", name, METHODS)]
+    return method and method(keep=keep, layer=layer)
+
+
+def label(method: dart.Method | None) -> str:
+    """A method in one word, as tables and folders show it: `unpruned`, `dart-64`, `random-0-layer-6`."""
+    if method is None:
+        return "unpruned"
+    keep = getattr(method, "keep", None)
+    budget = f"-{keep}" if keep is not None else ""
+    return type(method).__name__.lower() + budget + (f"-layer-{method.layer}" if method.layer != 2 else "")
+
+
+# ------------------------------------------------------------------------------------------------ records
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric and its 95 % interval from a bootstrap over pictures."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run: where it lies, what was asked for, what came out; `answers` stand in the order of `questions`."""
+
+    folder: Path | None
+    settings: dict[str, Any]
+    metrics: dict[str, Interval]
+    environment: dict[str, Any]
+    questions: Sequence = field(repr=False)
+    answers: Sequence[str] = field(repr=False)
+
+
+def resamples(questions: Sequence, times: int = 1000, seed: int = 0) -> np.ndarray:
+    """How often each question counts in each bootstrap resample: float32 (times, n).
+
+    Whole pictures are drawn, with all their questions: answers on one picture are right or wrong together.
+    """
+    pictures: dict[Any, int] = {}
+    of_question = np.array([pictures.setdefault(question.picture_key, len(pictures)) for question in questions])
+    drawn = np.random.default_rng(seed).multinomial(len(pictures), np.full(len(pictures), 1 / len(pictures)), times)
+    return drawn[:, of_question].astype(np.float32)
+
+
+def intervals(task: Task, questions: Sequence, answers: Sequence[str]) -> dict[str, Interval]:
+    """Every metric of a task with its 95 % interval, and the task's own metric in each stratum as `metric@stratum`."""
+    values, drawn = task.score(questions, answers), task.score(questions, answers, resamples(questions))
+    found = {name: _interval(values[name], drawn[name]) for name in values}
+    strata = np.array([question.stratum for question in questions])
+    for stratum in dict.fromkeys(strata.tolist()):
+        rows = np.flatnonzero(strata == stratum)
+        ours, said = [questions[row] for row in rows], [answers[row] for row in rows]
+        value, drawn = task.score(ours, said)[task.metric], task.score(ours, said, resamples(ours))[task.metric]
+        found[f"{task.metric}@{stratum}"] = _interval(value, drawn)
+    return found
+
+
+def paired_differences(task: Task, questions: Sequence, answers: Sequence[str], reference: Sequence[str]) -> dict[str, Interval]:
+    """Every metric minus the same metric of `reference` answers, resampled together: 0 inside means no clear change."""
+    weights = resamples(questions)
+    ours, theirs = (task.score(questions, each) for each in (answers, reference))
+    drawn, drawn_theirs = (task.score(questions, each, weights) for each in (answers, reference))
+    return {name: _interval(ours[name] - theirs[name], drawn[name] - drawn_theirs[name]) for name in ours}
+
+
+def _interval(value: np.ndarray, drawn: np.ndarray) -> Interval:
+    low, high = np.nanpercentile(drawn, (2.5, 97.5)) if not np.isnan(drawn).all() else (np.nan, np.nan)
+    return Interval(float(value), float(low), float(high))
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Twelve hex digits that change with the model's weights: SHA-256 over about a thousand values of every tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        some = tensor.detach().flatten()[:: max(1, tensor.numel() // 1024)]
+        digest.update(name.encode() + some.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+class _Answers:
+    """Answers of one run, in memory and, line by line, in a file that survives a kill."""
+
+    def __init__(self, folder: Path | None, settings: dict[str, Any]):
+        self.given: dict[int, str] = {}
+        self.folder, self.file = None, None
+        if folder is None:
+            return
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        self.folder = Path(folder) / settings["task"] / f"{settings['label']}-{key}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
+        path = self.folder / "predictions.jsonl"
+        whole = 0
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break  # the kill came in the middle of this line
+                entry = json.loads(line)
+                self.given[entry["index"]] = entry["answer"]
+                whole += len(line)
+        self.file = path.open("ab")
+        self.file.truncate(whole)
+
+    def add(self, indices: Sequence[int], answers: Sequence[str]) -> None:
+        self.given.update(zip(indices, answers))
+        if self.file:
+            lines = (json.dumps({"index": index, "answer": answer}) + "\n" for index, answer in zip(indices, answers))
+            self.file.write("".join(lines).encode())
+            self.file.flush()
+
+
+# ------------------------------------------------------------------------------------------------ answering
+
+
+@contextmanager
+def given_features(model, features: Sequence[Tensor]) -> Iterator[None]:
+    """Inside the block the model takes these image features, one (tokens, width) a picture, and looks at no pixels.
+
+    It wants `pixel_values` all the same, of any content.
+    """
+    body = model.model
+
+    @wraps(body.get_image_features)  # generate reads its signature
+    def given(*args, **kwargs):
+        return BaseModelOutputWithPooling(pooler_output=list(features))
+
+    body.get_image_features = given
+    try:
+        yield
+    finally:
+        del body.get_image_features
+
+
+def _features(model, inputs: dict[str, Tensor], owner: Sequence[int]) -> list[Tensor] | None:
+    """Image features for every row of a batch, computed once for each picture.
+
+    `owner[row]` is the first row with the same picture. None for a model that takes its images as anything but one tensor
+    of pixels.
+    """
+    images = set(inputs) - {"input_ids", "attention_mask"}
+    if images != {"pixel_values"} or len(inputs["pixel_values"]) != len(owner):
+        return None
+    first = sorted(set(owner))
+    features = model.get_image_features(pixel_values=inputs["pixel_values"][first], return_dict=True).pooler_output
+    return [features[first.index(row)] for row in owner]
+
+
+def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method | None], *, tokens: int = 8) -> list[list[str]]:
+    """What a model answers to a batch of questions, greedily, under each of several methods.
+
+    Parameters
+    ----------
+    model, processor
+        As `from_pretrained` gives them; prompts are made by the processor's chat template.
+    questions : sequence
+        With `text`, `picture_key` and `picture()`.
+    methods : sequence of Method or None
+        None leaves the model alone.
+    tokens : int
+        Longest answer.
+
+    Returns
+    -------
+    list of list of str
+        One list for each method.
+    """
+    pictures = {question.picture_key: None for question in questions}
+    owner, texts, first = [], [], {}
+    for row, question in enumerate(questions):
+        owner.append(first.setdefault(question.picture_key, row))
+        if pictures[question.picture_key] is None:
+            pictures[question.picture_key] = question.picture()
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}
+        texts.append(processor.apply_chat_template([turn], add_generation_prompt=True))
+    images = [pictures[question.picture_key] for question in questions]
+    # padded on the left, so that every answer starts at the end of its row
+    inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt").to(model.device)
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    answers = []
+    with torch.inference_mode():
+        features = _features(model, inputs, owner)
+        for method in methods:
+            pruned = dart.prune(model, method) if method else nullcontext()
+            with pruned, given_features(model, features) if features else nullcontext():
+                said = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+            answers.append(processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return answers
+
+
+def sweep(
+    model,
+    methods: Sequence[dart.Method | None],
+    task: str,
+    *,
+    processor,
+    folder: str | Path | None = None,
+    limit: int | None = None,
+    batch: int = 16,
+    tokens: int = 8,
+    progress: bool = True,
+) -> list[Record]:
+    """Measure several methods on a task, each picture seen once by the vision tower for all of them.
+
+    Parameters
+    ----------
+    model, processor
+        As `from_pretrained` gives them.
+    methods : sequence of Method or None
+        None is the unpruned model.
+    task : str
+        A name from `TASKS`.
+    folder : path, optional
+        Where runs are kept, each in a folder named by task, method and a hash of its settings: `settings.json`,
+        `predictions.jsonl`, `metrics.json`, `environment.json`. Calling again with the same settings goes on after what
+        is there. Nothing is written if it is left out.
+    limit : int, optional
+        Only the first questions; groups that are scored together stay whole.
+    batch : int
+        Questions a call. Padding and batching may move the last bits of a result.
+    tokens : int
+        Longest answer.
+
+    Returns
+    -------
+    list of Record
+        In the order of `methods`.
+
+    Raises
+    ------
+    ValueError
+        For a task that is not known, with the nearest names.
+    """
+    found = find_task(task)
+    asked = list(found.questions())
+    end = len(asked) if limit is None else min(limit, len(asked))
+    while 0 < end < len(asked) and asked[end].group is not None and asked[end].group == asked[end - 1].group:
+        end += 1
+    asked = asked[:end]
+    if not asked:
+        raise ValueError(f"limit={limit} leaves no question; give 1 or more")
+    said = hashlib.sha256(repr([(q.text, q.answer, q.picture_key) for q in asked]).encode()).hexdigest()[:12]
+    common = {
+        "task": task,
+        "questions": said,
+        "n": len(asked),
+        "model": Path(str(model.name_or_path)).name,
+        "weights": fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "tokens": tokens,
+    }
+    settings = [{"label": label(m), "method": m and {"name": type(m).__name__, **asdict(m)}, **common} for m in methods]
+    runs = [_Answers(folder and Path(folder), setting) for setting in settings]
+
+    started = time.perf_counter()
+    done = sum(len(run.given) for run in runs)
+    bar = tqdm(total=len(asked) * len(runs), initial=done, desc=task, unit="q", disable=not progress, dynamic_ncols=True)
+    missing = [index for index in range(len(asked)) if any(index not in run.given for run in runs)]
+    for start in range(0, len(missing), batch):
+        indices = missing[start : start + batch]
+        # after a kill some methods have this batch already
+        needing = [number for number, run in enumerate(runs) if any(index not in run.given for index in indices)]
+        answers = answer(model, processor, [asked[i] for i in indices], [methods[n] for n in needing], tokens=tokens)
+        for number, texts in zip(needing, answers):
+            run = runs[number]
+            new = [(index, text) for index, text in zip(indices, texts) if index not in run.given]
+            run.add(*zip(*new))
+            bar.update(len(new))
+    bar.close()
+
+    environment = {
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine() + " CPU",
+        "threads": torch.get_num_threads(),
+        "attention": model.config._attn_implementation,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "seconds": round(time.perf_counter() - started, 1),
+        "answered": len(asked) * len(runs) - done,
+    }
+    records = []
+    for run, setting in zip(runs, settings):
+        answers = [run.given[index] for index in range(len(asked))]
+        metrics = intervals(found, asked, answers)
+        if run.folder:
+            run.file.close()
+            written = {name: asdict(metric) for name, metric in metrics.items()}
+            (run.folder / "metrics.json").write_text(json.dumps(written, indent=1) + "\n")
+            if environment["answered"] or not (run.folder / "environment.json").exists():
+                (run.folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+        records.append(Record(run.folder, setting, metrics, environment, asked, answers))
+    return records
+
+
+def run(model, method: dart.Method | None, task: str, **options) -> Record:
+    """Measure one method on a task; the options are those of `sweep`."""
+    return sweep(model, [method], task, **options)[0]
