@@ -39,7 +39,7 @@ check: $(ENV)
 	$(call done,All checks are through)
 
 lab: $(ENV)
-	$(BIN)/jupyter lab book
+	$(BIN)/jupyter lab book $(if $(filter 0,$(shell id -u)),--allow-root)
 
 train: $(ENV)
 	$(BIN)/python train/bundled.py
