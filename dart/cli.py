@@ -18,8 +18,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dart-mllm {dart.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    ask = commands.add_parser("eval", help="measure a model on tasks, pruned and unpruned", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    ask.add_argument("--model", type=Path, help="folder that from_pretrained reads; the bundled model if left out")
+    ask = commands.add_parser("eval", help="measure a model on tasks, pruned and unpruned", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                           description="Ask a model the questions of each task under each method and budget, and print a table of scores with 95 %% "
+                           "intervals over the blind floor. Example: dart eval --model FOLDER --tasks existence --methods unpruned dart --keep 64")
+    ask.add_argument("--model", type=Path, help="folder that from_pretrained reads; by default data/model, which `make train` makes")
     ask.add_argument("--tasks", nargs="+", default=["all"], help=f"all (the six scene tasks), {', '.join(evaluation.TASKS)}")
     ask.add_argument("--methods", nargs="+", default=["all"], help=f"all, {', '.join(evaluation.METHODS)}")
     ask.add_argument("--keep", nargs="+", type=int, default=[192, 128, 64], help="image tokens that stay")

@@ -74,8 +74,8 @@ METHODS: dict[str, type[dart.Method] | None] = {
 def _find(what: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) or known
-        raise ValueError(f"{what} {name!r} is not known; did you mean {' or '.join(near)}?")
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+        raise ValueError(f"{what} {name!r} is not known; " + (f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"))
     return name
 
 

@@ -117,5 +117,5 @@ def _libraries():
         import matplotlib.pyplot as plt
         import seaborn
     except ImportError as error:
-        raise ImportError("figures need matplotlib and seaborn: pip install 'dart-mllm[book]'") from error
+        raise ImportError("figures need matplotlib and seaborn: pip install matplotlib seaborn") from error
     return plt, seaborn

@@ -56,7 +56,7 @@ def prune(model: nn.Module, method: Method, *, family: Family | None = None) -> 
     Raises
     ------
     ValueError
-        Unknown family; ``layer`` outside the decoder. In the block: image tokens in a call that continues a cache (later
+        No method; an unknown family; ``layer`` outside the decoder. In the block: image tokens in a call that continues a cache (later
         images of a chat, chunked prefill), a prompt whose last token is a dropped image token, several prompts packed into
         one row, flex attention, gradient checkpointing, a sequence longer than the window of a sliding layer that is
         pruned, a cache that was pruned at another layer or cut out of step.
@@ -70,6 +70,8 @@ def prune(model: nn.Module, method: Method, *, family: Family | None = None) -> 
     the short layers as they are. Use a pruned cache inside a block of the same method only, and leave the order of its rows
     to `generate`. Code compiled by torch is traced anew at both ends of the block.
     """
+    if not isinstance(method, Method):
+        raise ValueError(f"method={method!r} is no reduction method; give an instance, like dart.DART(keep=64)")
     family, body, decoder = find(model, family)
     n_layers = len(decoder.layers)
     if not isinstance(method.layer, int) or not 0 <= method.layer < n_layers:

@@ -482,6 +482,13 @@ def test_impossible_methods_are_refused(make, words):
         make()
 
 
+@pytest.mark.parametrize("method", [dart.DART, "DART", 64, None])
+def test_what_is_no_method_is_refused(method):
+    with pytest.raises(ValueError, match=r"give an instance, like dart.DART\(keep=64\)"):
+        with dart.prune(tiny("llava"), method):
+            pass
+
+
 @pytest.mark.parametrize("layer", [-1, LAYERS, 99])
 def test_wrong_layer_is_refused(layer):
     with pytest.raises(ValueError, match=rf"layer={layer}, but the model has {LAYERS} decoder layers; use 0 <= layer < {LAYERS}"):
