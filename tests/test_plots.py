@@ -101,7 +101,7 @@ sys.modules["seaborn"] = None
 try:
     plots.use_style()
 except ImportError as error:
-    assert "dart-mllm[book]" in str(error)
+    assert "pip install matplotlib seaborn" in str(error)
 else:
     raise SystemExit("no error")
 """
