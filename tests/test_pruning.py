@@ -77,7 +77,7 @@ def extend(inputs, tokens):
     return {key: torch.cat([value, more[key].to(value.dtype)], 1) if key in more else value for key, value in inputs.items()}
 
 
-def close(a, b):
+def assert_close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-4)
 
 
@@ -113,7 +113,7 @@ def test_prompt_equals_layer_by_layer(name, layer, attention):
     expected, at = by_hand(model, inputs, report.samples[0].kept, layer)
     assert len(report.samples[0].kept) == KEEP
     assert logits.shape == model(**inputs).logits.shape
-    close(logits[:, at], expected)
+    assert_close(logits[:, at], expected)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -138,7 +138,7 @@ def test_cached_generation_equals_recomputation(name, attention):
             out = model.generate(**inputs, max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True)
         new = out.sequences[:, inputs["input_ids"].shape[1] :]
         expected, _ = by_hand(model, extend(inputs, new), report.samples[0].kept, layer)
-        close(torch.stack(out.logits, 1), expected[:, -7:-1])
+        assert_close(torch.stack(out.logits, 1), expected[:, -7:-1])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -147,7 +147,7 @@ def test_eager_and_sdpa_agree(name):
     sdpa, first = pruned(tiny(name, "sdpa"), inputs)
     eager, second = pruned(tiny(name, "eager"), inputs)
     real = inputs["attention_mask"].bool()
-    close(sdpa[real], eager[real])
+    assert_close(sdpa[real], eager[real])
     assert [s.kept.tolist() for s in first.samples] == [s.kept.tolist() for s in second.samples]
 
 
@@ -169,7 +169,7 @@ def test_rows_of_a_padded_batch_equal_the_samples_alone(name, padding):
             if one.samples:
                 assert (at.kept - start).tolist() == one.samples[0].kept.tolist()
             text = ~image_mask(single)[0]
-            close(together[row, real][text], alone[0, text])
+            assert_close(together[row, real][text], alone[0, text])
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -197,7 +197,7 @@ def test_unequal_rows_without_a_mask_get_one():
     for row, segments in enumerate([[3, "I", 8], [5, "I", 6], [47]]):
         single = prompt("llava", [segments], mask=False)
         with dart.prune(model, method):
-            close(together[row, -1], model(**single).logits[0, -1])
+            assert_close(together[row, -1], model(**single).logits[0, -1])
             assert said[row].tolist() == model.generate(**single, max_new_tokens=4, do_sample=False)[0, -4:].tolist()
 
 
@@ -206,7 +206,7 @@ def test_video_tokens_are_pruned_like_image_tokens(name):
     model, inputs = tiny(name), prompt(name, [[3, "V", 4, "I", 6]])
     logits, report = pruned(model, inputs)
     expected, at = by_hand(model, inputs, report.samples[0].kept, 2)
-    close(logits[:, at], expected)
+    assert_close(logits[:, at], expected)
     assert len(report.samples[0].image) == int(image_mask(inputs).sum())
 
 
@@ -265,7 +265,7 @@ def test_a_cache_that_was_reset_forgets_its_pruning():
         model(**prompt("llava", [[2, "I", 6, "I", 3], [4, "I", 5]]), past_key_values=cache)
         cache.reset()
         for after, before in zip(say(), plain):
-            close(after, before)
+            assert_close(after, before)
 
 
 def test_without_a_cache_the_same_prompt_gives_the_same_bits():
@@ -315,8 +315,8 @@ def test_a_second_turn_in_a_padded_batch(name, by, attention):
             return logits[:, -1]
 
     together = talk(prompt(name, [[3, "I", 8], [7, "I", 12]]), turn, mask)
-    close(together[0], talk(prompt(name, [[3, "I", 8]]), turn[:1, 1:], mask[:1, 1:])[0])
-    close(together[1], talk(prompt(name, [[7, "I", 12]]), turn[1:], mask[1:])[0])
+    assert_close(together[0], talk(prompt(name, [[3, "I", 8]]), turn[:1, 1:], mask[:1, 1:])[0])
+    assert_close(together[1], talk(prompt(name, [[7, "I", 12]]), turn[1:], mask[1:])[0])
 
 
 def test_a_padded_second_turn_in_a_static_cache():
@@ -348,7 +348,7 @@ def test_a_cropped_turn_is_forgotten():
         cache.crop(-3)
         after = model(input_ids=token, attention_mask=seen, past_key_values=cache, position_ids=positions).logits
         never = model(input_ids=token, attention_mask=seen, past_key_values=other, position_ids=positions).logits
-    close(after, never)
+    assert_close(after, never)
 
 
 def test_a_copied_cache_keeps_its_pruning():
@@ -365,20 +365,20 @@ def test_a_compiled_model_is_traced_anew():
     model, inputs = tiny("llava"), prompt("llava", [ONE])
     plain, (short, _) = model(**inputs).logits, pruned(model, inputs)
     compiled = torch.compile(model, backend="eager")
-    close(compiled(**inputs).logits, plain)                 # compiled before the context, without the hooks
+    assert_close(compiled(**inputs).logits, plain)                 # compiled before the context, without the hooks
     with dart.prune(compiled, dart.DART(keep=KEEP)) as report:
-        close(compiled(**inputs).logits, short)
+        assert_close(compiled(**inputs).logits, short)
         assert len(report.samples[0].kept) == KEEP
-    close(compiled(**inputs).logits, plain)
+    assert_close(compiled(**inputs).logits, plain)
 
     @torch.compile(backend="eager")
     def step():
         return model(**inputs).logits
 
-    close(step(), plain)                                    # nothing about the model tells that this was compiled
+    assert_close(step(), plain)                                    # nothing about the model tells that this was compiled
     with dart.prune(model, dart.DART(keep=KEEP)):
-        close(step(), short)
-    close(step(), plain)
+        assert_close(step(), short)
+    assert_close(step(), plain)
     torch.compiler.reset()
 
 
@@ -424,7 +424,7 @@ def test_flash_attention_layers_get_no_gapped_positions():
                     assert queries == entries == max(report.kv_lengths(i)[2] for i in range(len(report.samples))) or len(samples) > 1
             assert (mask is None) == (len(samples) == 1)
             real = inputs["attention_mask"].bool()
-            close(logits[real], expected[real])
+            assert_close(logits[real], expected[real])
             with dart.prune(model, dart.DART(keep=KEEP)):
                 assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), said)
         finally:
@@ -463,7 +463,7 @@ def test_budgets(method, left):
     logits, report = pruned(model, inputs, method)
     assert len(report.samples[0].kept) == left
     expected, at = by_hand(model, inputs, report.samples[0].kept, 2)
-    close(logits[:, at], expected)
+    assert_close(logits[:, at], expected)
 
 
 @pytest.mark.parametrize("make, words", [
@@ -559,7 +559,7 @@ def test_text_stays_whatever_a_method_says():
     model, inputs = tiny("llava"), prompt("llava", [ONE])
     logits, report = pruned(model, inputs, TextToo())
     expected, at = by_hand(model, inputs, torch.tensor([], dtype=torch.long), 2)
-    close(logits[:, at], expected)
+    assert_close(logits[:, at], expected)
 
 
 def test_nesting_is_refused_and_two_models_are_not_nested():
@@ -599,7 +599,7 @@ def test_masks_of_the_callers_own(attention):
         logits, report = pruned(model, own)
         assert len(report.samples[0].kept) == KEEP and report.samples[0].length == length
         expected, at = by_hand(model, own, report.samples[0].kept, 2)
-        close(logits[:, at], expected)
+        assert_close(logits[:, at], expected)
 
 
 def test_packed_prompts_are_refused():
@@ -775,7 +775,7 @@ def test_local_layers_before_the_pruned_one(attention):
         singles = [model.generate(**prompt("llava", [s]), max_new_tokens=5, do_sample=False)[0, -5:] for s in MIXED]
     new = out.sequences[:, inputs["input_ids"].shape[1] :]
     expected, _ = by_hand(model, extend(inputs, new), report.samples[0].kept, 2)
-    close(torch.stack(out.logits, 1), expected[:, -7:-1])
+    assert_close(torch.stack(out.logits, 1), expected[:, -7:-1])
     assert torch.equal(together, torch.stack(singles))
 
 
@@ -850,7 +850,7 @@ def test_peft_models():
     model, inputs = copy.deepcopy(tiny("llava")), prompt("llava", [ONE])
     expected, _ = pruned(model, inputs)
     wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
-    close(pruned(wrapped, inputs)[0], expected)
+    assert_close(pruned(wrapped, inputs)[0], expected)
     with dart.prune(wrapped, dart.DART(keep=KEEP)) as report:
         wrapped.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert len(report.samples[0].kept) == KEEP
@@ -862,7 +862,7 @@ def test_models_that_accelerate_spreads_out():
     model, inputs = copy.deepcopy(tiny("qwen3_vl")), prompt("qwen3_vl", MIXED)
     expected, _ = pruned(model, inputs)
     cpu_offload(model, execution_device="cpu")
-    close(pruned(model, inputs)[0][inputs["attention_mask"].bool()], expected[inputs["attention_mask"].bool()])
+    assert_close(pruned(model, inputs)[0][inputs["attention_mask"].bool()], expected[inputs["attention_mask"].bool()])
 
 
 def test_lengths_of_the_caches():
