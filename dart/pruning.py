@@ -168,7 +168,8 @@ class _Pruner:
     def _forget(self) -> None:
         self.image_mask: Tensor | None = None
         self.attention_mask = None                          # as the caller gave it
-        self.position_ids: Tensor | None = None
+        self.position_ids: Tensor | None = None             # likewise
+        self.grid: Tensor | None = None
         self.noting: _NotingCache | None = None
         self.kept: _Kept | None = None
         self.past: int | Tensor = 0                         # entries of the short caches before this call
@@ -204,8 +205,8 @@ class _Pruner:
             self._forget()
 
     def _enter_decoder(self, decoder, args, kwargs):
-        if isinstance(positions := kwargs.get("position_ids"), Tensor):
-            self.position_ids = positions                # m-RoPE: three rows, of which the report reads the grid
+        if isinstance(positions := kwargs.get("position_ids"), Tensor) and positions.ndim == 3:
+            self.grid = positions[-3:].int()             # m-RoPE: tells where on the picture a token lies
         features = kwargs.get("deepstack_visual_embeds")
         if self.image_mask is None or features is None or self.method.layer >= len(features):
             return None
@@ -319,7 +320,7 @@ class _Pruner:
         if not all_last:
             raise ValueError("the last token of a prompt is an image token that was dropped, but generation goes on from the last "
                              "token; put text behind the image")
-        self.report._add(image, image & stays, padding, stopwatch, self.position_ids, hidden.element_size())
+        self.report._add(image, image & stays, padding, stopwatch, self.grid, hidden.element_size())
         index = stays.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]
         real = None if longest == shortest else torch.arange(longest, device=index.device) < counts[:, None]
         seen = ~padding.take_along_dim(index, dim=1)
@@ -534,9 +535,7 @@ class Report:
         self._samples: list[Sample] = []        # of the first prompts, as many as somebody asked about so far
         self._rows: list[tuple[int, int]] = []  # prompt and row of each of them
 
-    def _add(self, image, stays, padding, stopwatch, positions, element_size) -> None:
-        # Of the positions only m-RoPE's are of use later: they tell where on the picture a token lies.
-        grid = positions[-3:].int() if isinstance(positions, Tensor) and positions.ndim == 3 else None
+    def _add(self, image, stays, padding, stopwatch, grid, element_size) -> None:
         self._prompts.append((image, stays, padding, stopwatch, grid))
         self._element_size = element_size
 

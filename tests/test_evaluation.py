@@ -167,7 +167,7 @@ def test_weights_count_like_repeated_questions(name):
     weights = evaluation.resamples(asked, times=3)
     drawn = task.score(asked, answers, weights)
     for row in range(3):
-        repeated, said, copies = [], [], {}
+        repeated, said = [], []
         for question, answer, times in zip(asked, answers, weights[row].astype(int)):
             for copy in range(times):  # a repeated picture brings groups of its own
                 group = None if question.group is None else (question.group, copy)
