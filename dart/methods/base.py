@@ -47,6 +47,8 @@ class View:
         Which of the method's places this is, from 0.
     image_count : Tensor, int64, (batch,)
         Image tokens of each sample before any reduction.
+    memory : dict
+        Empty at a method's first place in the tower and in the decoder, then whatever the method put there at the place before.
     """
 
     hidden_states: Tensor
@@ -59,6 +61,7 @@ class View:
     n_layers: int = 32
     stage: int = 0
     image_count: Tensor | None = None
+    memory: dict = field(default_factory=dict)
     noted: Noted | None = None
     find_vision: Callable[[], Vision] | None = None
     find_grid: Callable[[], Tensor] | None = None
