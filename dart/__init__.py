@@ -11,7 +11,8 @@ from pathlib import Path
 from dart import select
 from dart.families import FAMILIES, Family
 from dart.methods import DART, Method, Random, View
-from dart.pruning import Report, prune
+from dart.pruning import prune
+from dart.report import Report
 
 __version__ = "0.1.0"
 __all__ = ["DART", "FAMILIES", "Family", "Method", "Random", "Report", "View", "data_root", "prune", "select"]

@@ -7,7 +7,8 @@ rows of it only, and these cost little: queries of the rows, all keys, the mask 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,11 @@ class Noted:
     causal: bool
     window: int | None = None
     softcap: float | None = None
+
+    def to(self, device: torch.device) -> Noted:
+        """The same on another device."""
+        mask = self.mask if self.mask is None else self.mask.to(device)
+        return replace(self, queries=self.queries.to(device), keys=self.keys.to(device), values=self.values.to(device), mask=mask)
 
     def attention(self, rows: Tensor) -> Tensor:
         """Attention weights of some rows, as eager attention has them.
@@ -92,8 +98,8 @@ class Noting:
     the kernel of that name notes what it is given and goes on to the one that was meant.
     """
 
-    def __init__(self, module: nn.Module):
-        self.module, self.noted = module, None
+    def __init__(self, module: nn.Module, wanted: Callable[[], bool] = lambda: True):
+        self.module, self.wanted, self.noted = module, wanted, None
 
     def hook(self) -> list:
         return [
@@ -102,7 +108,8 @@ class Noting:
         ]
 
     def _enter(self, module, args):
-        module.config = _ConfigWithName(module.config, self)
+        if self.wanted():
+            module.config = _ConfigWithName(module.config, self)
 
     def _leave(self, module, args, output):
         if isinstance(module.config, _ConfigWithName):  # the module failed before its kernel

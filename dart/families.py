@@ -35,12 +35,21 @@ class Family:
         the m-RoPE positions of its tokens, int (3, count), in families that have them. Only :meth:`dart.Report.show` asks.
     centre_crop : bool
         Whether the processor cuts the centre square out of a picture before it makes patches.
+    tower : str, optional
+        Attribute path, from the body, of the module that receives the pixels. Given for families whose methods may look into the
+        vision tower: a stack ``encoder.layers`` of attention layers, one token for each patch, whose output goes through
+        ``multi_modal_projector``.
+    patches : callable, optional
+        ``patches(body, pictures, patches, sizes) -> Tensor``: which patch each image token comes from, int64 (image tokens of
+        the batch,), counted through all patches of all pictures (or tiles) that the tower was given; -1 for none.
     """
 
     decoder: str = "language_model"
     image_tokens: tuple[str, ...] = ("image_token_id", "video_token_id")
     layout: Callable[[object, int, tuple[int, int], Tensor | None], tuple[Tensor, ...]] | None = None
     centre_crop: bool = False
+    tower: str | None = None
+    patches: Callable[[nn.Module, int, int, list[tuple[int, int]]], Tensor] | None = None
 
 
 def square(config, count, size, grid):
@@ -73,9 +82,25 @@ def rotary_grid(config, count, size, grid):
     return tuple(torch.arange(count).view(frames, rows, columns))
 
 
+def one_to_one(body, pictures, patches, sizes):
+    """LLaVA: every patch is an image token."""
+    return torch.arange(pictures * patches)
+
+
+def unpadded_tiles(body, pictures, patches, sizes):
+    """LLaVA-NeXT: numbers instead of features, packed by the model's own code."""
+    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+    config = body.config
+    tiles = [image_size_to_num_patches(list(size), config.image_grid_pinpoints, config.vision_config.image_size) for size in sizes]
+    numbers = torch.arange(pictures * patches).view(pictures, patches, 1).split(tiles)
+    packed, _ = body.pack_image_features(numbers, torch.tensor(sizes), "default", image_newline=torch.tensor([-1]))
+    return torch.cat(list(packed)).flatten()
+
+
 FAMILIES: dict[str, Family] = {
-    "llava": Family(layout=square, centre_crop=True),
-    "llava_next": Family(layout=tiles),
+    "llava": Family(layout=square, centre_crop=True, tower="vision_tower", patches=one_to_one),
+    "llava_next": Family(layout=tiles, tower="vision_tower", patches=unpadded_tiles),
     "llava_onevision": Family(),
     "qwen2_vl": Family(layout=rotary_grid),
     "qwen2_5_vl": Family(layout=rotary_grid),
@@ -85,6 +110,41 @@ FAMILIES: dict[str, Family] = {
     "idefics3": Family(decoder="text_model"),
     "smolvlm": Family(decoder="text_model"),
 }
+
+
+def lay_out(family: Family, config, positions: Tensor, sizes: list[tuple[int, int]], rotary: Tensor | None) -> list[tuple[Tensor, ...]]:
+    """For each image of a sample its views: int64 (rows, columns) tables of ranks among the sample's image tokens.
+
+    Parameters
+    ----------
+    family, config
+        Of the model.
+    positions : Tensor
+        int64 (n,): where the sample's image tokens lie in the prompt, ascending.
+    sizes : list of (int, int)
+        Height and width of the pictures in pixels, for families where they matter; one size stands for all.
+    rotary : Tensor, optional
+        int (3, n) m-RoPE positions of these tokens.
+
+    Raises
+    ------
+    ValueError
+        If the family has no layout, or the tokens do not fit the sizes.
+    """
+    if family.layout is None:
+        raise ValueError(
+            f"where the tokens of {config.model_type!r} lie on the image is not described; give dart.Family(layout=...) "
+            "or draw with dart.plots.draw_patches"
+        )
+    breaks = (positions.diff() > 1).nonzero().flatten() + 1
+    spans = torch.tensor_split(torch.arange(len(positions)), breaks.tolist())
+    if len(spans) == 1 and rotary is None and len(sizes) > 1:       # nothing but the pictures tells images apart that touch
+        spans = spans[0].tensor_split(len(sizes))
+    sizes = sizes if len(sizes) == len(spans) else sizes[:1] * len(spans)
+    return [
+        tuple(span[view] for view in family.layout(config, len(span), size, None if rotary is None else rotary[:, span]))
+        for span, size in zip(spans, sizes)
+    ]
 
 
 def find(model: nn.Module, family: Family | None = None) -> tuple[Family, PreTrainedModel, nn.Module]:

@@ -275,6 +275,24 @@ class Method(ABC):
         return None
 
 
+def answer(method: Method, select: Callable[[View], Reduction], view: View) -> tuple[Tensor, Tensor]:
+    """What `select` of a method says, as a mask and states, the states of the view if it merges nothing.
+
+    Raises
+    ------
+    ValueError
+        If that is not of the shapes and dtypes it should have.
+    """
+    said = select(view)
+    stays, states = said if isinstance(said, tuple) else (said, view.hidden_states)
+    for what, got, like, dtype in (("", stays, view.image_mask, torch.bool), (" states", states, view.hidden_states, view.hidden_states.dtype)):
+        if not isinstance(got, Tensor) or got.shape != like.shape or got.dtype != dtype:
+            found = f"{got.dtype} of shape {tuple(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
+            wanted = "bool (batch, length)" if dtype == torch.bool else f"{dtype} (batch, length, hidden_size)"
+            raise ValueError(f"{type(method).__name__}.{select.__name__} gave{what} {found}; give {wanted} = {tuple(like.shape)}")
+    return stays, states
+
+
 def keep_top(scores: Tensor, among: Tensor, keep: int | Tensor) -> Tensor:
     """Mark the highest scores of every row.
 
