@@ -260,13 +260,13 @@ class _Pruner:
         self.token_ids = image_token_ids(body.config, family)
         self.signature = inspect.signature(body.forward)
         self.layer_types = layer_types(decoder.config)
-        self.tower = Tower(method, family, body) if method.reads_tower else None
+        self.sizes: list[tuple[int, int]] = []              # of the pictures, where the family asks for them
+        self.tower = Tower(method, family, body, self.sizes) if method.reads_tower else None
         self.asked = set(places)                            # layers before which `select` is asked
         self.places = sorted(self.asked | {0}) if self.tower and self.tower.reduces else list(places)
         if not self.places:
             raise ValueError(f"{type(method).__name__} reduces nowhere: its places are empty, and it does nothing in the tower")
         self.noting = {place: Noting(decoder.layers[place - 1].self_attn, self._wanted) for place in self.places if place > 0}
-        self.sizes: list = []                               # of the pictures, where the family asks for them
         self.thread: int | None = None                      # the one that is inside the model
         self._forget()
 

@@ -19,8 +19,9 @@ from dart.methods.base import Method, View, Vision, answer
 class Tower:
     """The hooks in one vision tower, and what they noted of its last run."""
 
-    def __init__(self, method: Method, family: Family, body: nn.Module):
+    def __init__(self, method: Method, family: Family, body: nn.Module, sizes: list[tuple[int, int]]):
         self.method, self.family, self.body = method, family, body
+        self.sizes = sizes                                  # of the pictures, as `note_sizes` finds them
         if family.tower is None:
             raise ValueError(
                 f"{type(method).__name__} works with the vision tower, which is not described for {body.config.model_type!r}: it runs on "
@@ -39,7 +40,6 @@ class Tower:
         config = self.tower.config
         self.side = config.image_size // config.patch_size
         self.class_tokens = int(body.config.vision_feature_select_strategy == "default")
-        self.sizes: list[tuple[int, int]] = []              # of the pictures, where the caller gives them
         self.forget()
 
     @property
