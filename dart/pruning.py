@@ -345,13 +345,13 @@ class _Pruner:
     def _leave_body(self, body, args, output):
         if self.thread == threading.get_ident():
             self.thread = None
-            if self.tower is not None and self.image_mask is not None:
-                self.tower.forget()
             self._forget()
 
     def _enter_decoder(self, decoder, args, kwargs):
         if isinstance(positions := kwargs.get("position_ids"), Tensor) and positions.ndim == 3:
             self.grid = positions[-3:].int()             # m-RoPE: tells where on the picture a token lies
+        if self.tower is not None and self.image_mask is not None:
+            self.tower.reads(kwargs["inputs_embeds"])
         features = kwargs.get("deepstack_visual_embeds")
         if self.image_mask is None or features is None or self.places[0] >= len(features):
             return None

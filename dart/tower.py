@@ -49,6 +49,8 @@ class Tower:
     def forget(self) -> None:
         self.noted: dict = {}
         self.hidden_states: Tensor | None = None
+        self.projected: Tensor | None = None                # (pictures, patches, width of the decoder)
+        self.embeddings: Tensor | None = None               # of the prompt that is read now
         self.index: Tensor | None = None                    # (pictures, patches that are left), None: all are
         self.memory: dict = {}
 
@@ -64,6 +66,7 @@ class Tower:
             handles.append(self.layers[place].register_forward_pre_hook(partial(self._reduce, stage, place)))
         handles.append(self.layers[-1].register_forward_hook(self._leave_last_layer))
         handles.append(self.body.multi_modal_projector.register_forward_pre_hook(self._restore_length))
+        handles.append(self.body.multi_modal_projector.register_forward_hook(self._leave_projector))
 
     # ---- hooks, in the order in which a run meets them
 
@@ -112,35 +115,49 @@ class Tower:
     def _restore_length(self, projector, args):
         return (self._full(args[0], 0), *args[1:])
 
+    def _leave_projector(self, projector, args, output):
+        self.projected = output
+
     # ---- what the decoder's side asks
+
+    def reads(self, embeddings: Tensor) -> None:
+        """A prompt with these input embeddings, (batch, length, width), is read now."""
+        self.embeddings = embeddings
 
     def vision(self, image_mask: Tensor) -> Vision:
         """What the tower saw, laid out over the image tokens of a prompt."""
         return Vision(self.hidden_states, self.class_tokens, self._patches(image_mask), self.noted)
 
     def left(self, image_mask: Tensor) -> Tensor:
-        """Image tokens of a prompt that the tower did not reduce away, bool (batch, length)."""
+        """Image tokens of a prompt that the tower did not reduce away, bool (batch, length). LLaVA-NeXT's newlines go with the first patch."""
         patches = self._patches(image_mask)
-        if self.index is None:
+        if self.index is None or self.index.shape[1] == self.side**2:
             return image_mask
         left = torch.zeros(len(self.index), self.side**2, dtype=torch.bool, device=self.index.device).scatter(1, self.index, True)
         left = left.flatten().to(patches.device)[patches.clamp(min=0)] & (patches >= 0)
         return left & image_mask
 
     def _patches(self, image_mask: Tensor) -> Tensor:
-        if self.hidden_states is None:
-            raise ValueError(
-                f"{type(self.method).__name__} works with the vision tower, which did not run in this block; give the model its pixels there"
-            )
-        pictures = len(self.hidden_states)
-        found = self.family.patches(self.body, pictures, self.side**2, self.sizes).to(image_mask.device)
+        """Which patch every token of the prompt is, int64 (batch, length), -1 for none; see `Vision`."""
+        other = ValueError(
+            f"{type(self.method).__name__} works with the vision tower, but the image features of this prompt are not those of its last run "
+            "in this block; give the model the pixels of the prompt"
+        )
+        if self.projected is None:
+            raise other
+        found = self.family.patches(self.body, len(self.projected), self.side**2, self.sizes).to(image_mask.device)
         tokens = int(image_mask.sum())
         if len(found) == 0 or tokens % len(found):
-            raise ValueError(f"the tower saw {pictures} pictures for {len(found)} image tokens, but the prompt has {tokens}")
+            raise other
         repeats = tokens // len(found)                      # beams and several answers a prompt repeat its rows
         patches = torch.full_like(image_mask[::repeats], -1, dtype=torch.long)
         patches[image_mask[::repeats]] = found
-        return patches.repeat_interleave(repeats, 0)
+        patches = patches.repeat_interleave(repeats, 0)
+        real = patches >= 0
+        projected = self.projected.flatten(0, 1).to(self.embeddings.device, self.embeddings.dtype)
+        if not torch.equal(projected[patches[real].to(projected.device)], self.embeddings[real.to(self.embeddings.device)]):
+            raise other
+        return patches
 
     def _index(self, hidden: Tensor) -> Tensor:
         if self.index is not None:

@@ -185,14 +185,16 @@ def test_the_tower_is_seen_through_generate(name, options):
     assert "get_image_features" not in model.model.__dict__
 
 
-def test_a_tower_that_did_not_run_is_missed():
+def test_features_that_are_not_of_the_towers_last_run_are_refused():
     from dart.evaluation import given_features
 
-    model, inputs = tiny("llava"), prompt("llava", [[4, "I", 9]])
+    model, inputs, other = tiny("llava"), prompt("llava", [[4, "I", 9]]), prompt("llava", [[5, "I", 9]])
     features = model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True).pooler_output
-    with dart.prune(model, LookIntoTower()), given_features(model, features):
-        with pytest.raises(ValueError, match="did not run in this block"):
-            model(**inputs)
+    with dart.prune(model, LookIntoTower()):
+        for _ in range(2):                       # before the tower ran in the block, and after it ran on another picture
+            with given_features(model, features), pytest.raises(ValueError, match="not those of its last run in this block"):
+                model(**inputs)
+            model(**other)
 
 
 def test_families_without_a_described_tower_are_refused_at_once():
