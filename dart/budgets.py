@@ -3,9 +3,9 @@
 "64 tokens" may mean 64 image tokens from layer 2 on, 64 in every layer on average, or the work of one of these. Methods
 that drop at once, before the language model or step by step are comparable only when it is said which is meant:
 
-    kept      `keep` image tokens are left behind the last place (what the papers' tables mostly mean)
-    average   the decoder layers see `keep` image tokens on average
-    flops     the decoder layers cost as many FLOPs as with `keep` image tokens from layer 2 on
+    kept      so many image tokens are left behind a method's last place (what the papers' tables mostly mean)
+    average   a decoder layer sees so many image tokens on average
+    flops     the decoder layers cost as many FLOPs as with so many image tokens from layer 2 on
 
 The plan of a method is its `Method.kept`; what really happened is in a `dart.Report`.
 """
@@ -21,7 +21,16 @@ from transformers import PreTrainedConfig
 from dart import cost
 from dart.methods.base import Method
 
-CONVENTIONS = ("kept", "average", "flops")
+MEANING = {
+    "kept": "so many image tokens are left behind a method's last place",
+    "average": "a decoder layer sees so many image tokens on average",
+    "flops": "the decoder layers cost as many FLOPs as with so many image tokens from layer 2 on",
+}
+CONVENTIONS = tuple(MEANING)
+
+
+class OutOfReach(ValueError):
+    """A budget that a method cannot meet with any number of tokens."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,9 @@ def meet(
     Raises
     ------
     ValueError
-        An unknown convention, or a budget that the method cannot reach: one that reduces late has paid for the layers before.
+        An unknown convention.
+    OutOfReach
+        A budget that the method cannot meet: one that reduces late has paid for the layers before.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention={convention!r}; give one of {', '.join(map(repr, CONVENTIONS))}")
@@ -113,7 +124,7 @@ def meet(
         wanted = sum(cost.layer_flops(config, lengths))
     low, high = 1, image_tokens                             # more tokens never cost less: search by halves
     if price(low) > wanted:
-        raise ValueError(
+        raise OutOfReach(
             f"{type(make(low)).__name__} cannot meet keep={keep} under convention {convention!r}: with 1 image token it is at "
             f"{price(low):.6g} of {wanted:.6g}; give a larger budget or an earlier layer"
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 
 import dart
-from dart import bundled, evaluation, scenes
+from dart import budgets, bundled, evaluation, scenes
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,9 +25,12 @@ def build_parser() -> argparse.ArgumentParser:
                            "intervals over the blind floor. Example: dart eval --model FOLDER --tasks existence --methods unpruned dart --keep 64")
     ask.add_argument("--model", type=Path, help="folder that from_pretrained reads; by default data/model, which `make train` makes")
     ask.add_argument("--tasks", nargs="+", default=["all"], help=f"all (the six scene tasks), {', '.join(evaluation.TASKS)}")
-    ask.add_argument("--methods", nargs="+", default=["all"], help=f"all, {', '.join(evaluation.METHODS)}")
+    ask.add_argument("--methods", nargs="+", default=["all"], help=f"all, {', '.join(evaluation.METHODS)}; settings "
+                     "behind a colon, as in dart:pivot_rule=random,image_pivots=8")
     ask.add_argument("--keep", nargs="+", type=int, default=[192, 128, 64], help="image tokens that stay")
-    ask.add_argument("--layer", nargs="+", type=int, default=[2], help="first decoder layers that see the short sequence")
+    ask.add_argument("--layer", nargs="+", type=int, help="first decoder layers that see the short sequence; if left out each method's own")
+    ask.add_argument("--budget", choices=budgets.CONVENTIONS, default="kept", help="what --keep counts: tokens left behind the last place, tokens "
+                     "in a layer on average, or the work of so many from layer 2 on")
     ask.add_argument("--limit", type=int, help="only the first questions of each task")
     ask.add_argument("--out", type=Path, default=Path("build/eval"), help="where runs are kept; the same call resumes")
     ask.add_argument("--batch", type=int, default=16, help="questions a call")
@@ -39,12 +44,18 @@ def evaluate(given: argparse.Namespace) -> None:
     tasks = [name for name in evaluation.TASKS if name in scenes.TASKS] if given.tasks == ["all"] else given.tasks
     names = list(evaluation.METHODS) if given.methods == ["all"] else given.methods
     found = [evaluation.find_task(name) for name in tasks]
-    methods = [None] if "unpruned" in names else []
-    pruned = [name for name in names if name != "unpruned"]
-    methods += [evaluation.find_method(name, keep, layer) for layer in given.layer for keep in given.keep for name in pruned]
     model, processor = bundled.load(given.model, dtype=getattr(torch, given.dtype), device=given.device)
+    size = evaluation.prompt_size(model, processor, found[0].questions()[0])
+    methods, refused = [None] if "unpruned" in names else [], []
+    for layer, keep, name in product(given.layer or [None], given.keep, [name for name in names if name != "unpruned"]):
+        make = partial(evaluation.find_method, name, layer=layer)
+        try:
+            methods.append(budgets.meet(make, keep, given.budget, model.config, *size))
+        except budgets.OutOfReach as reason:
+            refused.append(str(reason))
     options = {"processor": processor, "folder": given.out, "limit": given.limit, "batch": given.batch}
     print(table(found, [evaluation.sweep(model, methods, task.name, **options) for task in found]))
+    print(f"budgets: {budgets.MEANING[given.budget]}", *refused, sep="\n")
 
 
 def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluation.Record]]) -> str:

@@ -14,9 +14,10 @@ import hashlib
 import json
 import platform
 import time
+from ast import literal_eval
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import dart
-from dart import easy_vqa, methods, scenes
+from dart import easy_vqa, families, methods, scenes
 
 # ------------------------------------------------------------------------------------------------ names
 
@@ -67,7 +68,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 METHODS: dict[str, type[dart.Method] | None] = {
     "unpruned": None,
-    **{name.lower(): getattr(methods, name) for name in methods.__all__ if name not in ("Method", "View")},
+    **{name.lower(): getattr(methods, name) for name in methods.__all__ if name not in ("Method", "View", "Vision")},
 }
 
 
@@ -90,25 +91,56 @@ def find_task(name: str) -> Task:
     return TASKS[_find("task", name, TASKS)]()
 
 
-def find_method(name: str, keep: int, layer: int = 2) -> dart.Method | None:
-    """The method of that name with a budget of `keep` image tokens from `layer` on; None for "unpruned".
+def find_method(name: str, keep: int, layer: int | None = None) -> dart.Method | None:
+    """The method of that name with a budget of `keep` image tokens; None for "unpruned".
+
+    Parameters
+    ----------
+    name : str
+        A name from `METHODS`, with settings behind a colon if they are to differ from the method's own:
+        ``"dart:pivot_rule=random,image_pivots=8"``.
+    keep : int
+    layer : int, optional
+        First decoder layer that sees the short sequence; the method's own if left out.
 
     Raises
     ------
     ValueError
-        With the nearest valid names.
+        With the nearest valid names, or what the method says to its settings.
     """
+    name, _, given = name.partition(":")
     method = METHODS[_find("method", name, METHODS)]
-    return method and method(keep=keep, layer=layer)
+    if method is None:
+        return None
+    settings = {}
+    for setting in filter(None, given.split(",")):
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"{setting!r} in {name}:{given} is no setting; write {name}:name=value,name=value")
+        _find(f"setting of {name}", key, [each.name for each in fields(method) if each.init])
+        try:
+            settings[key] = literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[key] = value                           # a word
+    if layer is not None:
+        if not next(each for each in fields(method) if each.name == "layer").init:
+            raise ValueError(f"{name} has places of its own; leave the layer out")
+        settings["layer"] = layer
+    return method(keep=keep, **settings)
 
 
 def label(method: dart.Method | None) -> str:
     """A method in one word, as tables and folders show it: `unpruned`, `dart-64`, `random-0-layer-6`."""
     if method is None:
         return "unpruned"
-    keep = getattr(method, "keep", None)
-    budget = f"-{keep}" if keep is not None else ""
-    return type(method).__name__.lower() + budget + (f"-layer-{method.layer}" if method.layer != 2 else "")
+    words = [type(method).__name__.lower()]
+    for each in fields(method):
+        value = getattr(method, each.name)
+        if each.name == "keep":
+            words += [str(value)]
+        elif value != each.default and not each.name == "seed":
+            words += [each.name, str(value)]
+    return "-".join(words).replace("_", "-")
 
 
 # ------------------------------------------------------------------------------------------------ records
@@ -226,6 +258,7 @@ def given_features(model, features: Sequence[Tensor]) -> Iterator[None]:
     It wants `pixel_values` all the same, of any content.
     """
     body = model.model
+    before = vars(body).get("get_image_features")
 
     @wraps(body.get_image_features)  # generate reads its signature
     def given(*args, **kwargs):
@@ -236,6 +269,8 @@ def given_features(model, features: Sequence[Tensor]) -> Iterator[None]:
         yield
     finally:
         del body.get_image_features
+        if before is not None:
+            body.get_image_features = before
 
 
 def _features(model, inputs: dict[str, Tensor], owner: Sequence[int]) -> list[Tensor] | None:
@@ -250,6 +285,16 @@ def _features(model, inputs: dict[str, Tensor], owner: Sequence[int]) -> list[Te
     first = sorted(set(owner))
     features = model.get_image_features(pixel_values=inputs["pixel_values"][first], return_dict=True).pooler_output
     return [features[first.index(row)] for row in owner]
+
+
+def prompt_size(model, processor, question) -> tuple[int, int]:
+    """Tokens of the prompt that a question becomes, and how many of them are image tokens."""
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}
+    text = processor.apply_chat_template([turn], add_generation_prompt=True)
+    ids = processor(text=[text], images=[question.picture()], return_tensors="pt")["input_ids"]
+    family, body, _ = families.find(model)
+    image = torch.isin(ids, torch.tensor(families.image_token_ids(body.config, family)))
+    return ids.shape[1], int(image.sum())
 
 
 def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method | None], *, tokens: int = 8) -> list[list[str]]:
@@ -289,7 +334,8 @@ def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method 
         features = _features(model, inputs, owner)
         for method in methods:
             pruned = dart.prune(model, method) if method else nullcontext()
-            with pruned, given_features(model, features) if features else nullcontext():
+            shared = features and not (method and method.reads_tower)      # such a method wants the tower to run
+            with pruned, given_features(model, features) if shared else nullcontext():
                 said = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
             answers.append(processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return answers

@@ -58,7 +58,7 @@ def test_equal_flops_by_brute_force(make):
 
 
 def test_budgets_that_cannot_be_met_are_refused():
-    with pytest.raises(ValueError, match="DART cannot meet keep=64 under convention 'flops'"):
+    with pytest.raises(budgets.OutOfReach, match="DART cannot meet keep=64 under convention 'flops'"):
         budgets.meet(lambda n: dart.DART(n, layer=16), 64, "flops", CONFIG, 636, 576)
     with pytest.raises(ValueError, match="convention='token'; give one of 'kept', 'average', 'flops'"):
         budgets.meet(dart.DART, 64, "token", CONFIG, 636, 576)

@@ -236,9 +236,20 @@ def test_the_table_of_the_command_line(folder, tmp_path, capsys):
     assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["existence", "(f1)", "choice", "(circular)"]
-    assert [line.split("  ")[0] for line in table[1:]] == [
+    assert [line.split("  ")[0] for line in table[1:-1]] == [
         "unpruned", "dart-128", "random-128", "dart-64", "random-64", "blind floor", "questions",
     ]
+    assert table.pop() == "budgets: so many image tokens are left behind a method's last place"
     assert "[" in table[1] and table[-1].split()[1:] == ["12", "12"]
     settings = json.loads(next(tmp_path.glob("choice/dart-64-*/settings.json")).read_text())
     assert settings["method"]["keep"] == 64 and settings["n"] == 12
+
+
+def test_settings_behind_a_colon():
+    assert evaluation.find_method("dart:image_pivots=8,pivot_order=norm", 64) == dart.DART(64, image_pivots=8, pivot_order="norm")
+    assert evaluation.find_method("random:seed=3", 16, layer=4) == dart.Random(16, seed=3, layer=4)
+    assert evaluation.label(dart.DART(64, image_pivots=8, layer=3)) == "dart-64-layer-3-image-pivots-8"
+    with pytest.raises(ValueError, match="setting of dart 'image_pivot' is not known; did you mean image_pivots"):
+        evaluation.find_method("dart:image_pivot=8", 64)
+    with pytest.raises(ValueError, match="'seed' in random:seed is no setting; write random:name=value"):
+        evaluation.find_method("random:seed", 64)

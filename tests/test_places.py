@@ -208,7 +208,7 @@ class InTower(dart.Method):
 
 @pytest.fixture
 def deep_tower(monkeypatch):
-    """The tiny LLaVA whose projector takes the last of the two tower layers."""
+    """The tiny LLaVA whose projector takes the last tower layer."""
     monkeypatch.setattr(tiny("llava").model.config, "vision_feature_layer", -1)
     return tiny("llava")
 
@@ -216,10 +216,10 @@ def deep_tower(monkeypatch):
 def test_a_reduced_tower_equals_the_tower_by_hand(deep_tower):
     model, inputs = deep_tower, prompt("llava", [[4, "I", 9], [2, "I", 6]])
     tower = model.model.vision_tower
-    states = tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[1]
+    states = tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2]
     best = states[:, 1:].norm(dim=-1).topk(5).indices.sort().values + 1
     index = torch.cat([torch.zeros(2, 1, dtype=torch.long), best], 1)
-    out = tower.encoder.layers[1](3 * states.take_along_dim(index[..., None], 1), None)[:, 1:]
+    out = tower.encoder.layers[-1](3 * states.take_along_dim(index[..., None], 1), None)[:, 1:]
     projected = model.model.multi_modal_projector(out)
     image = image_mask(inputs)
     seen = []

@@ -32,7 +32,7 @@ TEXT = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2,
     vocab_size=96, pad_token_id=PAD, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
 )
-TOWER = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+TOWER = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=2)
 MROPE = dict(rope_type="default", rope_theta=1e4, mrope_section=[1, 1, 2])
 
 

@@ -13,6 +13,7 @@ that is merging.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -291,6 +292,24 @@ def answer(method: Method, select: Callable[[View], Reduction], view: View) -> t
             wanted = "bool (batch, length)" if dtype == torch.bool else f"{dtype} (batch, length, hidden_size)"
             raise ValueError(f"{type(method).__name__}.{select.__name__} gave{what} {found}; give {wanted} = {tuple(like.shape)}")
     return stays, states
+
+
+LABELS = ("Signal", "Place", "Attention", "Source", "Licence of the original", "Differs")
+
+
+def describe(method: type[Method]) -> dict[str, str]:
+    """What a method's docstring says under each of `LABELS`, one line each; labels that it lacks are left out."""
+    found: dict[str, str] = {}
+    label = None
+    for line in inspect.cleandoc(method.__doc__ or "").splitlines():
+        start, colon, text = line.partition(":")
+        if colon and start in LABELS:
+            label, found[start] = start, text.strip()
+        elif not line.strip():
+            label = None
+        elif label:
+            found[label] += " " + line.strip()
+    return found
 
 
 def keep_top(scores: Tensor, among: Tensor, keep: int | Tensor) -> Tensor:
