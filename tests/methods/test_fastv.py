@@ -24,8 +24,7 @@ def test_ties_go_to_the_earlier_token():
     assert FastV(2).select(seen)[0].nonzero().flatten().tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("side, dtype", [("left", torch.float32), ("right", torch.float16), ("left", torch.bfloat16)])
 def test_a_batch_is_answered_like_its_samples_and_meets_the_budget(side, dtype):
     views = alone(dtype=dtype)
     batch = together(views, side)

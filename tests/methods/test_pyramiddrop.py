@@ -34,8 +34,7 @@ def test_ranks_anew_at_every_place():
     assert method.select(seen)[0].nonzero().flatten().tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("side, dtype", [("left", torch.float32), ("right", torch.float16), ("left", torch.bfloat16)])
 def test_a_batch_is_answered_like_its_samples_and_meets_the_budget(side, dtype):
     for stage in range(3):
         views = alone(dtype=dtype, n_layers=8, layer=2 + 2 * stage, stage=stage)
