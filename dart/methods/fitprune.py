@@ -1,4 +1,4 @@
-"""FitPrune: how many tokens each layer drops is fitted beforehand, so that attention mass is lost evenly; which ones, layer by layer."""
+"""FitPrune: how many tokens each layer drops is fitted beforehand, so that every layer loses as much attention."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ class FitPrune(Method):
     Signal: attention from other image tokens times attention from the words behind the image, each the maximum over heads.
     Place: progressively, behind every layer in which the recipe drops tokens.
     Attention: rows of all image tokens and of the words behind them, layer before.
-    Source: Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models (arXiv 2409.10197): score,
-        and the fit by binary search (:func:`fit`). The default recipe, and that the maximum over heads is taken, are known from the
-        authors' code.
+    Source: Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models (arXiv 2409.10197):
+        score, and the fit by binary search (:func:`fit`). The default recipe, and that the maximum over heads is taken, are
+        known from the authors' code.
     Licence of the original: Apache-2.0, by the file in its copy of LLaVA; re-implemented from the paper.
-    Differs: the recipe tells the shape only: its counts are scaled so that `keep` tokens stay behind the last place, and stretched to
-        the depth of the model; the original has a recipe of its own for every budget in FLOPs. A layer's dropped tokens still pass
-        its MLP here. :func:`fit` works on the statistics of one unpruned pass; the authors' code runs the pruned model at every step.
-        Without words behind the image the last token stands for them. Tokens of several images are pooled.
+    Differs: the recipe tells the shape only: its counts are scaled so that `keep` tokens stay behind the last place, and
+        stretched to the depth of the model; the original has a recipe of its own for every budget in FLOPs. A layer's dropped
+        tokens still pass its MLP here. :func:`fit` works on the statistics of one unpruned pass; the authors' code runs the
+        pruned model at every step. Without words behind the image the last token stands for them. Tokens of several images are
+        pooled.
 
     Parameters
     ----------
@@ -51,11 +52,14 @@ class FitPrune(Method):
     def __post_init__(self):
         check_budget(keep=self.keep)
         if min(self.recipe, default=0) < 0 or not sum(self.recipe[:-1]):
-            raise ValueError(f"recipe={self.recipe}; give tokens to drop for every layer, 0 or more, and some before the last layer")
+            raise ValueError(
+                f"recipe={self.recipe}; give tokens to drop for every layer, 0 or more, and some before the last layer"
+            )
 
     def _shares(self, n_layers: int) -> dict[int, float]:
         """Place: fraction of all dropped tokens that are gone behind it."""
-        gone = np.interp(np.arange(n_layers) * len(self.recipe) / n_layers, range(len(self.recipe) + 1), [0, *accumulate(self.recipe)])
+        n_fitted = len(self.recipe)
+        gone = np.interp(np.arange(n_layers) * n_fitted / n_layers, range(n_fitted + 1), [0, *accumulate(self.recipe)])
         return {place: gone[place] / gone[-1] for place in range(1, n_layers) if gone[place] > gone[place - 1]}
 
     def places(self, n_layers: int) -> tuple[int, ...]:
@@ -79,7 +83,7 @@ class FitPrune(Method):
 
 
 def received(view: View) -> tuple[Tensor, Tensor]:
-    """Attention that tokens receive in the layer before, the maximum over heads: what :class:`FitPrune` scores by and :func:`fit` reads.
+    """Attention that tokens receive in the layer before, maximum over heads: what the score and :func:`fit` are made of.
 
     Returns
     -------
@@ -99,8 +103,9 @@ def received(view: View) -> tuple[Tensor, Tensor]:
 def fit(own: Tensor, cross: Tensor, keep: int) -> tuple[int, ...]:
     """Find the recipe that leaves `keep` tokens at the least loss of attention.
 
-    A layer may lose the fraction alpha of the attention that image tokens receive from each other, and the same fraction of what they
-    receive from the words. It drops the tokens that both losses allow. Alpha is the least that leaves no more than `keep` tokens.
+    A layer may lose the fraction alpha of the attention that image tokens receive from each other, and the same fraction of
+    what they receive from the words. It drops the tokens that both losses allow. Alpha is the least that leaves no more than
+    `keep` tokens.
 
     Parameters
     ----------

@@ -17,19 +17,19 @@ from dart.methods.base import Method, Reduction, View, check_budget, keep_top
 class MustDrop(Method):
     """MustDrop (Liu et al., 2024, arXiv 2411.10803).
 
-    Signal: likeness of neighbouring patches (what merges); attention of the tower's class token (what is protected); attention of all
-        words together and of the one word that attends most (what is dropped: tokens low in both).
+    Signal: likeness of neighbouring patches (what merges); attention of the tower's class token (what is protected); attention
+        of all words together and of the one word that attends most (what is dropped: tokens low in both).
     Place: before the language model (merging), then before decoder layer 2.
     Attention: class token's row in the tower; rows of all text tokens, layer before.
-    Source: Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model (arXiv 2411.10803), section 3: local
-        spatial merging, key token set, dual-attention filtering.
+    Source: Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model (arXiv 2411.10803):
+        local spatial merging, key token set, dual-attention filtering, as its abstract has them.
     Licence of the original: Apache-2.0 by its readme, without a licence file; re-implemented from the paper.
-    Differs: meets a number of tokens where the original has thresholds on both attentions: tokens are ranked by each, and the better rank
-        counts. Chosen here: windows of 2 x 2, merged if every patch has a cosine of 0.9 or more to the window's mean and never below
-        `keep` tokens; key tokens are a quarter of the budget; one place for the filter. Likeness is that of tower states before the
-        projector, what is averaged are its outputs. A merged token stands where the first of its patches stood, and kept tokens keep
-        their positions in the prompt, the originals renumber. The decoding stage, which evicts image tokens from the cache while
-        the answer is written, is left out: only prompts are reduced here.
+    Differs: meets a number of tokens where the original has thresholds on both attentions: tokens are ranked by each, and the
+        better rank counts. Chosen here: windows of 2 x 2, merged if every patch has a cosine of 0.9 or more to the window's
+        mean and never below `keep` tokens; key tokens are a quarter of the budget; one place for the filter. Likeness is that
+        of tower states before the projector, what is averaged are its outputs. A merged token stands where the first of its
+        patches stood, and kept tokens keep their positions in the prompt, the originals renumber. The decoding stage, which
+        evicts image tokens from the cache while the answer is written, is left out: only prompts are reduced here.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class MustDrop(Method):
         vision, kept, states = view.vision, view.image_mask.clone(), view.hidden_states.clone()
         features, salience = vision.features.float(), vision.to_tokens(vision.class_attention().float().mean(1))
         number, row, column = view.grid.unbind(-1)
-        windows = torch.stack([number, row.div(self.window, rounding_mode="floor"), column.div(self.window, rounding_mode="floor")], -1)
+        windows = torch.stack([number, row // self.window, column // self.window], -1)
         for i, cells in enumerate(windows):
             tokens = (view.image_mask[i] & (cells[:, 0] >= 0)).nonzero().flatten()
             if not len(tokens):

@@ -19,25 +19,26 @@ _PUBLISHED = np.array([[0, 0, 0], [82, 32, 18], [312, 117, 39], [309, 204, 113],
 class SparseVLM(Method):
     """SparseVLM (Zhang et al., ICML 2025, arXiv 2410.04417).
 
-    Signal: attention that an image token receives from the raters, mean over heads and raters. Raters are words behind the image that
-        resemble the image tokens more than the average word does.
+    Signal: attention that an image token receives from the raters, mean over heads and raters. Raters are words behind the
+        image that resemble the image tokens more than the average word does.
     Place: progressively, before decoder layers 2, 6 and 15 of 32; the raters are chosen at layer 0.
     Attention: rows of the raters, layer before.
-    Source: SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference (arXiv 2410.04417), section 3: raters,
-        rank, recycling. From the authors' code: three tenths of the dropped tokens are recycled, ten to a merged token; the counts
-        of the settings for 192, 128 and 64 tokens.
+    Source: SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference (arXiv 2410.04417):
+        raters, rank, recycling. From the authors' code: three tenths of the dropped tokens are recycled, ten to a merged token;
+        the counts of the settings for 192, 128 and 64 tokens.
     Licence of the original: Apache-2.0; re-implemented from the paper.
-    Differs: the published settings count the mean over layers; in tokens of 576 that stay behind the last place they are keep=113, 39
-        and 18, and these reproduce them. Counts in between and at other sizes are interpolated. Merged tokens are the mean of
-        their members, as in the code, and stand where their centre stood; the original puts them behind the image. Kept tokens keep
-        their positions in the prompt, the original renumbers. The code breaks ties of density by noise, here the earlier position wins.
-        If the budget has no room for all merged tokens, fewer are made and nothing else stays.
+    Differs: the published settings count the mean over layers; in tokens of 576 that stay behind the last place they are
+        keep=113, 39 and 18, and these reproduce them. Counts in between and at other sizes are interpolated. Merged tokens are
+        the mean of their members, as in the code, and stand where their centre stood; the original puts them behind the image.
+        Kept tokens keep their positions in the prompt, the original renumbers. The code breaks ties of density by noise, here
+        the earlier position wins. If the budget has no room for all merged tokens, fewer are made and nothing else stays.
 
     Parameters
     ----------
     keep : int or None
-        This many image tokens of every sample, merged ones included, stay from the last place on; all if there are fewer. None is the
-        paper's adaptive rule: at every place ``scale * (image tokens - rank of the raters' attention)`` tokens are dropped.
+        This many image tokens of every sample, merged ones included, stay from the last place on; all if there are fewer.
+        None is the paper's adaptive rule: at every place ``scale * (image tokens - rank of the raters' attention)`` tokens are
+        dropped.
     scale : float
         Of the adaptive rule, the paper's lambda; 0 to 1, default 1.
 

@@ -77,7 +77,8 @@ def test_one_word_is_enough():
     attention[0, 0, 4:, 1] = 0.15
     attention[0, 0, 4:, 2] = 0.12
     attention[0, 0, 6, 3] = 0.5
-    seen = view(torch.zeros(1, 9, 4), slice(0, 4), attention=attention, stage=1, memory={"keys": torch.zeros(1, 9, dtype=torch.bool)})
+    no_keys = {"keys": torch.zeros(1, 9, dtype=torch.bool)}
+    seen = view(torch.zeros(1, 9, 4), slice(0, 4), attention=attention, stage=1, memory=no_keys)
     assert MustDrop(2).select(seen)[0].nonzero().flatten().tolist() == [0, 3]
 
 
@@ -97,7 +98,7 @@ def after(one, kept, seed):
 
 @pytest.mark.parametrize("side, dtype", [("left", torch.float32), ("right", torch.float16), ("left", torch.bfloat16)])
 def test_a_batch_is_answered_like_its_samples_and_meets_the_budget(side, dtype):
-    for keep in (0, 1, 4, 9, 12, 100):
+    for keep in (0, 4, 12, 100):
         method, views = MustDrop(keep, threshold=0.3), alone(dtype=dtype, layer=0)
         batch = together(views, side)
         kept, states = method.select(batch)

@@ -8,7 +8,8 @@ from views import view
 from dart.methods.sparsevlm import SparseVLM, _cluster, _split
 
 
-@pytest.mark.parametrize("keep, counts, mean", [(113, [576, 309, 204, 113], 192), (39, [576, 312, 117, 39], 128), (18, [576, 82, 32, 18], 64)])
+@pytest.mark.parametrize(
+    "keep, counts, mean", [(113, [576, 309, 204, 113], 192), (39, [576, 312, 117, 39], 128), (18, [576, 82, 32, 18], 64)])
 def test_reproduces_the_published_settings(keep, counts, mean):
     plan = SparseVLM(keep).kept(576, 32)
     assert plan == [counts[0]] * 2 + [counts[1]] * 4 + [counts[2]] * 9 + [counts[3]] * 17

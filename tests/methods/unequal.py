@@ -71,8 +71,8 @@ def _sample(seed, before, pictures, after, dtype, **more):
     numbers = torch.arange(patches)
     grid[image] = torch.stack([numbers // SIDE**2, numbers % SIDE**2 // SIDE, numbers % SIDE], -1)
     tokens = SIDE * SIDE + 1
-    tower = vision(
-        image, hidden=random(pictures, tokens, 6).to(dtype), attention=(2 * random(pictures, 2, tokens, tokens)).softmax(-1).to(dtype))
+    attended = (2 * random(pictures, 2, tokens, tokens)).softmax(-1).to(dtype)
+    tower = vision(image, hidden=random(pictures, tokens, 6).to(dtype), attention=attended)
     return _view(
         random(1, length, 8).to(dtype), image,
         keys=random(1, 2, length, 4).to(dtype), values=random(1, 2, length, 4).to(dtype),
