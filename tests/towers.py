@@ -46,6 +46,34 @@ def prompt(rows, *, samples=None, features=None, early=None, embeddings=None, pa
     )
 
 
+def tiles(rows, *, early=None, count=2, newlines=True, dtype=torch.float32):
+    """A view on one picture as LLaVA-NeXT gives it: a thumbnail of 2 x 2 patches, then `count` such tiles side by side.
+
+    The tiles' tokens stand in rows over all of them, a newline behind each. Ranks among the image tokens, for two tiles:
+
+        thumbnail  0 1    tiles  4 5 | 6  7  and newline  8
+                   2 3           9 10 | 11 12            13
+    """
+    pictures = 1 + count
+    grid = torch.full((1, 4 + 4 * count + 2 * newlines + 3, 3), -1)
+    patches = torch.full(grid.shape[:2], -1)
+    place = iter(range(2, grid.shape[1]))
+    for row in range(2):
+        for column in range(2):
+            at = next(place)
+            grid[0, at], patches[0, at] = torch.tensor([0, row, column]), 2 * row + column
+    for row in range(2):
+        for column in range(2 * count):
+            at = next(place)
+            grid[0, at] = torch.tensor([1, row, column])
+            patches[0, at] = 4 * (1 + column // 2) + 2 * row + column % 2
+        if newlines:
+            next(place)
+    view = prompt(rows[:pictures], early=early, newlines=(4, 8) if newlines else (), grid=grid, dtype=dtype)
+    view.vision.patches = patches
+    return view
+
+
 def _noted(rows, features):
     pictures, tokens = rows.shape
     attention = torch.full((pictures, 2, tokens, tokens), 1 / tokens)

@@ -14,12 +14,12 @@ def test_the_most_attended_stay():
 
 def test_heads_are_averaged():
     view = prompt(torch.ones(1, 3))
-    view.vision.noted[-1].weights[0, :, 0] = torch.tensor([[0.2, 0.5, 0.3], [0.2, 0.1, 0.7]])
+    view.vision.noted[-1].weights[0, :, 0] = torch.tensor([[0.1, 0.5, 0.4], [0.5, 0.1, 0.4]])
     assert kept(FasterVLM(1), view) == [1]
 
 
 def test_pictures_share_the_budget_evenly():
-    rows = torch.tensor([[0.2, 0.2, 0.2, 0.2, 0.2], [0.0, 0.1, 0.2, 0.3, 0.4]])
+    rows = torch.tensor([[0.96, 0.01, 0.01, 0.01, 0.01], [0.0, 0.1, 0.2, 0.3, 0.4]])
     assert kept(FasterVLM(4), prompt(rows)) == [0, 1, 6, 7]
 
 
