@@ -7,6 +7,8 @@ cannot use goes to the others by their weights, all in one sort.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -70,3 +72,13 @@ def keep_shared(scores: Tensor, parts: Tensor, weights: Tensor, among: Tensor, k
     # a part of weight 0 has no share, but its best come first when budget is left
     bids = weights.float().clamp(min=1e-30) / (rank_within(scores, parts) + 0.5)
     return keep_top(bids.masked_fill(parts < 0, -1), among, keep)
+
+
+def to_be_cut(kept: Tensor, parts: Tensor) -> Iterator[tuple[int, Tensor, int]]:
+    """Go through the parts of which some tokens go: the sample, positions of the part's tokens int64 (n,), how many stay."""
+    for sample in range(len(kept)):
+        for part in parts[sample].unique().tolist():
+            tokens = (parts[sample] == part).nonzero().flatten()
+            share = int(kept[sample, tokens].sum())
+            if part >= 0 and share < len(tokens):
+                yield sample, tokens, share

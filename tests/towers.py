@@ -89,7 +89,7 @@ def kept(method, view):
     return mask[0, view.image_mask[0]].nonzero().flatten().tolist()
 
 
-def check(method, **more):
+def check(method, padding="left", **more):
     """What every method is asked; `method` makes one of a budget, `more` goes to the prompt of three unequal samples."""
     counts, patches, width = (1, 3, 2), 12, 6
     generator = torch.Generator().manual_seed(1)
@@ -97,28 +97,27 @@ def check(method, **more):
     rows /= rows.sum(1, keepdim=True)
     features = torch.randn(6, 1 + patches, width, generator=generator)
     embeddings = torch.randn(6 * patches, 8, generator=generator)
-    for padding in ("left", "right"):
-        given = dict(rows=rows, samples=counts, features=features, embeddings=embeddings, padding=padding, **more)
-        view = prompt(**given)
-        for keep in (0, 1, 2, 5, 13, 24, 36, 100):
-            mask, states = _both(method(keep), view)
-            assert not (mask & ~view.image_mask).any()
-            assert mask.sum(1).tolist() == view.image_mask.sum(1).clamp(max=keep).tolist(), keep
-            assert torch.isfinite(states).all() and torch.equal(_both(method(keep), view)[1], states)
-            full = view.image_mask.sum(1) <= keep
-            assert torch.equal(states[full], view.hidden_states[full])
-            assert torch.equal(states[~view.image_mask], view.hidden_states[~view.image_mask])
-            half, half_states = _both(method(keep), prompt(**given, dtype=torch.float16))
-            assert torch.equal(half.sum(1), mask.sum(1)) and half_states.dtype == torch.float16 and half_states.isfinite().all()
-            first = 0
-            for row, n in enumerate(counts):
-                own = slice(first, first + n)
-                first += n
-                alone = prompt(rows[own], features=features[own], embeddings=embeddings[own.start * patches : own.stop * patches], **more)
-                one, one_states = _both(method(keep), alone)
-                real = ~view.padding_mask[row]
-                assert torch.equal(one[0], mask[row, real]), (keep, row)
-                torch.testing.assert_close(one_states[0], states[row, real])
+    given = dict(rows=rows, samples=counts, features=features, embeddings=embeddings, padding=padding, **more)
+    view = prompt(**given)
+    for keep in (0, 1, 5, 13, 24, 40):
+        mask, states = _both(method(keep), view)
+        assert not (mask & ~view.image_mask).any()
+        assert mask.sum(1).tolist() == view.image_mask.sum(1).clamp(max=keep).tolist(), keep
+        assert torch.isfinite(states).all() and torch.equal(_both(method(keep), view)[1], states)
+        full = view.image_mask.sum(1) <= keep
+        assert torch.equal(states[full], view.hidden_states[full])
+        assert torch.equal(states[~view.image_mask], view.hidden_states[~view.image_mask])
+        half, half_states = _both(method(keep), prompt(**given, dtype=torch.float16))
+        assert torch.equal(half.sum(1), mask.sum(1)) and half_states.dtype == torch.float16 and half_states.isfinite().all()
+        first = 0
+        for row, n in enumerate(counts):
+            own = slice(first, first + n)
+            first += n
+            alone = prompt(rows[own], features=features[own], embeddings=embeddings[own.start * patches : own.stop * patches], **more)
+            one, one_states = _both(method(keep), alone)
+            real = ~view.padding_mask[row]
+            assert torch.equal(one[0], mask[row, real]), (keep, row)
+            torch.testing.assert_close(one_states[0], states[row, real])
 
 
 def _both(method, view):

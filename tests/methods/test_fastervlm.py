@@ -31,7 +31,7 @@ def test_newlines_come_last():
 
 def test_as_every_method():
     check(FasterVLM)
-    check(FasterVLM, newlines=(4, 8))
+    check(FasterVLM, padding="right", newlines=(4, 8))
     with pytest.raises(ValueError, match="keep=-1"):
         FasterVLM(-1)
     assert FasterVLM(3).kept(8, 4) == [3] * 4
