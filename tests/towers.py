@@ -40,38 +40,43 @@ def prompt(rows, *, samples=None, features=None, early=None, embeddings=None, pa
     hidden = embeddings[patches.clamp(min=0)].masked_fill((patches < 0)[..., None], 0.5).to(dtype)
     noted = {number: _noted(rows if number or early is None else early, features.to(dtype)) for number in (-1, 0)}
     vision = Vision(features.to(dtype), 1, patches, noted)
-    return View(
-        hidden, hidden[:, None], hidden[:, None], image, pad, layer=0, find_vision=lambda: vision,
-        find_grid=None if grid is None else lambda: grid,
-    )
+    return _view(hidden, image, pad, vision, grid)
 
 
-def tiles(rows, *, early=None, count=2, newlines=True, dtype=torch.float32):
-    """A view on one picture as LLaVA-NeXT gives it: a thumbnail of 2 x 2 patches, then `count` such tiles side by side.
+def tiles(rows, *, early=None, cut=0, dtype=torch.float32):
+    """A view on one picture as LLaVA-NeXT gives it: a thumbnail of 2 x 2 patches, then two such tiles side by side.
 
-    The tiles' tokens stand in rows over all of them, a newline behind each. Ranks among the image tokens, for two tiles:
+    The tiles' tokens stand in rows over both, a newline behind each; of the padding on both sides `cut` columns are cut off.
+    Ranks among the image tokens, with nothing cut:
 
         thumbnail  0 1    tiles  4 5 | 6  7  and newline  8
                    2 3           9 10 | 11 12            13
     """
-    pictures = 1 + count
-    grid = torch.full((1, 4 + 4 * count + 2 * newlines + 3, 3), -1)
-    patches = torch.full(grid.shape[:2], -1)
-    place = iter(range(2, grid.shape[1]))
+    places, patches = [], []
     for row in range(2):
         for column in range(2):
-            at = next(place)
-            grid[0, at], patches[0, at] = torch.tensor([0, row, column]), 2 * row + column
+            places.append([0, row, column])
+            patches.append(2 * row + column)
     for row in range(2):
-        for column in range(2 * count):
-            at = next(place)
-            grid[0, at] = torch.tensor([1, row, column])
-            patches[0, at] = 4 * (1 + column // 2) + 2 * row + column % 2
-        if newlines:
-            next(place)
-    view = prompt(rows[:pictures], early=early, newlines=(4, 8) if newlines else (), grid=grid, dtype=dtype)
-    view.vision.patches = patches
-    return view
+        for column in range(cut, 4 - cut):
+            places.append([1, row, column - cut])
+            patches.append(4 * (1 + column // 2) + 2 * row + column % 2)
+        places.append([-1, -1, -1])
+        patches.append(-1)
+    nowhere = [-1, -1, -1]
+    grid = torch.tensor([[nowhere, nowhere, *places, nowhere]])
+    vision = prompt(rows, early=early, dtype=dtype).vision
+    vision.patches = torch.tensor([[-1, -1, *patches, -1]])
+    hidden = torch.randn(1, len(places) + 3, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    image = torch.tensor([[False, False, *[True] * len(places), False]])
+    return _view(hidden, image, torch.zeros_like(image), vision, grid)
+
+
+def _view(hidden, image, pad, vision, grid):
+    return View(
+        hidden, hidden[:, None], hidden[:, None], image, pad, layer=0, find_vision=lambda: vision,
+        find_grid=None if grid is None else lambda: grid,
+    )
 
 
 def _noted(rows, features):
