@@ -1,7 +1,7 @@
 """How a budget is shared among parts of a sample: pictures, tiles, crops. Pure tensors; knows no model.
 
-A part of weight `w` is owed a seat at `w / 0.5`, its next at `w / 1.5`, then `w / 2.5`, and so on; the budget goes to the highest of
-all these bids (Sainte-Laguë's method). Parts get their share to within a token, the whole is met exactly, and what a small part
+A part of weight `w` bids `w / 0.5` for its first token, `w / 1.5` for its second, then `w / 2.5`, and so on; the budget goes to
+the highest of all bids (Sainte-Laguë's method). Shares come out in proportion, the whole is met exactly, and what a small part
 cannot use goes to the others by their weights, all in one sort.
 """
 

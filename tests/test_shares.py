@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dart.shares import keep_shared, rank_within, size_of_part
+from dart.shares import keep_shared, rank_within, size_of_part, to_be_cut
 
 PARTS = torch.tensor([[-1, 0, 0, 1, 0, 1, 1, 1], [2, 2, 2, 2, 2, 3, 3, -1]])
 SCORES = torch.tensor([[9.0, 1, 3, 5, 3, 6, 8, 7], [4.0, 4, 4, 4, 5, 1, 2, 9]])
@@ -33,3 +33,16 @@ def test_what_a_part_cannot_use_goes_to_the_others_and_no_part_comes_last(keep):
         assert kept[0, [1, 2, 4]].all() and not kept[0, 0]
     if 2 <= keep < 7:
         assert kept[1, 5:7].all() and not kept[1, 7]
+
+
+def test_what_is_no_candidate_takes_no_place_in_its_part():
+    scores, parts = torch.tensor([[9.0, 1, 2, 3]]), torch.tensor([[0, 0, 1, 1]])
+    among = torch.tensor([[False, True, True, True]])
+    assert keep_shared(scores, parts, torch.tensor([[1, 1, 0.9, 0.9]]), among, 1).tolist() == [[False, True, False, False]]
+
+
+def test_parts_to_be_cut():
+    kept = torch.tensor([[True, True, False, True], [False, True, True, True]])
+    found = [(sample, tokens.tolist(), share) for sample, tokens, share in
+             to_be_cut(kept, torch.tensor([[-1, 0, 0, 1], [-1, 2, 3, 3]]))]
+    assert found == [(0, [1, 2], 1)]

@@ -95,20 +95,20 @@ def kept(method, view):
 
 
 def check(method, padding="left", **more):
-    """What every method is asked; `method` makes one of a budget, `more` goes to the prompt of three unequal samples."""
-    counts, patches, width = (1, 3, 2), 12, 6
+    """What every method is asked; `method` makes one of a budget, `more` goes to the prompt of two unequal samples."""
+    counts, patches, width = (1, 2), 12, 6
     generator = torch.Generator().manual_seed(1)
-    rows = torch.rand(6, 1 + patches, generator=generator).pow(3)
+    rows = torch.rand(3, 1 + patches, generator=generator).pow(3)
     rows /= rows.sum(1, keepdim=True)
-    features = torch.randn(6, 1 + patches, width, generator=generator)
-    embeddings = torch.randn(6 * patches, 8, generator=generator)
+    features = torch.randn(3, 1 + patches, width, generator=generator)
+    embeddings = torch.randn(3 * patches, 8, generator=generator)
     given = dict(rows=rows, samples=counts, features=features, embeddings=embeddings, padding=padding, **more)
     view = prompt(**given)
-    for keep in (0, 1, 5, 13, 24, 40):
+    for keep in (0, 1, 5, 12, 17, 40):
         mask, states = _both(method(keep), view)
         assert not (mask & ~view.image_mask).any()
         assert mask.sum(1).tolist() == view.image_mask.sum(1).clamp(max=keep).tolist(), keep
-        assert torch.isfinite(states).all() and torch.equal(_both(method(keep), view)[1], states)
+        assert torch.isfinite(states).all()
         full = view.image_mask.sum(1) <= keep
         assert torch.equal(states[full], view.hidden_states[full])
         assert torch.equal(states[~view.image_mask], view.hidden_states[~view.image_mask])
@@ -118,7 +118,8 @@ def check(method, padding="left", **more):
         for row, n in enumerate(counts):
             own = slice(first, first + n)
             first += n
-            alone = prompt(rows[own], features=features[own], embeddings=embeddings[own.start * patches : own.stop * patches], **more)
+            its = embeddings.unflatten(0, (-1, patches))[own].flatten(0, 1)
+            alone = prompt(rows[own], features=features[own], embeddings=its, **more)
             one, one_states = _both(method(keep), alone)
             real = ~view.padding_mask[row]
             assert torch.equal(one[0], mask[row, real]), (keep, row)

@@ -18,12 +18,12 @@ class FasterVLM(Method):
     Signal: attention that the tower's class token pays to a patch, mean over heads.
     Place: before the language model.
     Attention: class token's row in the tower, at the layer whose output the projector gets.
-    Source: "[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster", arXiv 2412.01818v1,
-        section 4; the layer is known from the authors' code.
+    Source: "[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster", arXiv
+        2412.01818v1, method section; the layer is known from the authors' code.
     Licence of the original: Apache-2.0; re-implemented from the paper.
     Differs: kept tokens keep their positions in the prompt, the original renumbers them. The original keeps a fixed number of
-        tokens of every picture and tile; here the sample's budget is shared among them in proportion to the tokens they have in
-        the prompt. The original keeps LLaVA-NeXT's newline tokens besides; here they count, and come last.
+        tokens of every picture and tile; here the sample's budget is shared among them in proportion to the tokens they have
+        in the prompt. The original keeps LLaVA-NeXT's newline tokens besides; here they count, and come last.
 
     Parameters
     ----------

@@ -16,20 +16,21 @@ from dart.thumbnails import tiled
 class GlobalCom2(Method):
     """GlobalCom2 (Liu et al., AAAI 2026, arXiv 2501.05179).
 
-    Signal: score that the tower's class token gives a patch before the softmax, mean over heads. A softmax over the tiles, of what the
-        thumbnail's scores sum to over each, tells how much of a tile stays; its own scores and the thumbnail's over it,
-        each scaled to norm 1 and added, tell which patches.
+    Signal: score that the tower's class token gives a patch before the softmax, mean over heads. A softmax over the tiles, of
+        what the thumbnail's scores sum to over each, tells how much of a tile stays; its own scores and the thumbnail's over
+        it, each scaled to norm 1 and added, tell which patches.
     Place: before the language model.
     Attention: class token's row in the tower, at the layer whose output the projector gets.
-    Source: "Global Compression Commander: Plug-and-Play Inference Acceleration for High-Resolution Large Vision-Language Models",
-        arXiv 2501.05179, method section; that scores are those before the softmax, and the temperature 10, are known from the
-        authors' code.
+    Source: "Global Compression Commander: Plug-and-Play Inference Acceleration for High-Resolution Large Vision-Language
+        Models", arXiv 2501.05179, method section; that scores are those before the softmax, and the temperature 10, are known
+        from the authors' code.
     Licence of the original: Apache-2.0; re-implemented from the paper.
-    Differs: kept tokens keep their positions in the prompt. The authors' code reads the tower's last layer. Scores are logarithms of
-        the attention, which moves those of a picture by a constant. What the thumbnail says over a tile is interpolated to the
-        tile's tokens and averaged there, times the patches of the thumbnail for one tile, so that padding cut off a tile does not
-        count. The original keeps LLaVA-NeXT's newline tokens and rounds every share down; here they count, and come last, and
-        the budget is met exactly. A picture without tiles is compressed as a thumbnail is: by its own scores.
+    Differs: kept tokens keep their positions in the prompt. The authors' code reads the tower's last layer. Scores are
+        logarithms of the attention, which moves those of a picture by a constant. What the thumbnail says over a tile is
+        interpolated to the tile's tokens and averaged there, times the patches of the thumbnail for one tile, so that padding
+        cut off a tile does not count. The original keeps LLaVA-NeXT's newline tokens and rounds every share down; here they
+        count, and come last, and the budget is met exactly. A picture without tiles is compressed as a thumbnail is: by its
+        own scores.
 
     Parameters
     ----------
@@ -71,5 +72,6 @@ class GlobalCom2(Method):
             shown = guide @ tiles / tiles.sum(0) * (vision.patches_per_view / tiles.shape[1])
             more = (shown / self.temperature).softmax(0) - 1 / tiles.shape[1]
             weights[sample, tokens] = sizes[sample, tokens] * (1 + tiles @ more)
-            scores[sample, tokens] = sum(one / (tiles @ (one.square() @ tiles)).sqrt() for one in (scores[sample, tokens], guide))
+            both = scores[sample, tokens], guide
+            scores[sample, tokens] = sum(one / (tiles @ (one.square() @ tiles)).sqrt() for one in both)
         return keep_shared(scores, pictures, weights, view.image_mask, self.keep)

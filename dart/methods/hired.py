@@ -16,18 +16,19 @@ from dart.thumbnails import tiled
 class HiRED(Method):
     """HiRED (Arif et al., AAAI 2025, arXiv 2408.10945).
 
-    Signal: attention that the tower's class token pays to a patch, summed over heads: late in the tower it ranks the patches of a
-        tile, early in the tower the thumbnail's tells how much each tile shows.
+    Signal: attention that the tower's class token pays to a patch, summed over heads: late in the tower it ranks the patches
+        of a tile, early in the tower the thumbnail's tells how much each tile shows.
     Place: before the language model.
     Attention: class token's row in the tower, at the first layer and at the layer whose output the projector gets.
     Source: "HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution Vision-Language Models", arXiv
         2408.10945, Algorithm 1.
     Licence of the original: MIT; re-implemented from the paper.
-    Differs: kept tokens keep their positions in the prompt, the original renumbers them and drops LLaVA-NeXT's newline tokens; here
-        these count, and come last. A tile's share is the thumbnail's attention over the tile, interpolated to the tile's tokens; the
-        authors' code counts there the strongest patches of the thumbnail, in another order of them. Shares are rounded so that
-        the budget is met exactly, where the original rounds down; what a tile or the thumbnail cannot use goes to the others.
-        A picture without tiles keeps its most attended. Several pictures share by the tokens they have.
+    Differs: kept tokens keep their positions in the prompt, the original renumbers them and drops LLaVA-NeXT's newline
+        tokens; here these count, and come last. A tile's share is the thumbnail's attention over the tile, interpolated to
+        the tile's tokens; the authors' code counts the thumbnail's strongest patches, in as many equal runs in reading order
+        as there are tiles. Shares are rounded so that the budget is met exactly, where the original rounds down; what a tile
+        or the thumbnail cannot use goes to the others. A picture without tiles keeps its most attended. Several pictures
+        share by the tokens they have.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ class HiRED(Method):
     def __post_init__(self):
         check_budget(keep=self.keep)
         if not 0 <= self.thumbnail_share <= 1:
-            raise ValueError(f"thumbnail_share={self.thumbnail_share}; it is a part of the budget, give 0 <= thumbnail_share <= 1")
+            raise ValueError(f"thumbnail_share={self.thumbnail_share}; it is a part of the budget, give 0 to 1")
 
     def select(self, view: View) -> Tensor:
         vision = view.vision

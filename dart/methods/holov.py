@@ -17,20 +17,20 @@ from dart.shares import keep_shared, rank_within, size_of_part
 class HoloV(Method):
     """HoloV (Zou et al., NeurIPS 2025, arXiv 2510.02912).
 
-    Signal: attention that the tower's class token pays to a patch, mean over heads (without class token, what all patches pay to
-        it), ranks the tokens of a crop. Crops share the budget by that attention and by diversity: the variance of a
+    Signal: attention that the tower's class token pays to a patch, mean over heads (without class token, what all patches pay
+        to it), ranks the tokens of a crop. Crops share the budget by that attention and by diversity: the variance of a
         token's cosines to the other tokens of its crop.
     Place: before the language model.
     Attention: class token's row in the tower, at the layer whose output the projector gets; all rows if there is none.
-    Source: "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention", arXiv 2510.02912, method
-        section; known from the authors' code: 16 crops, each a run of tokens in reading order, weight 0.09 of the diversity,
-        scaled to the mean of the attention.
+    Source: "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention", arXiv 2510.02912,
+        method section; known from the authors' code: 16 crops, each a run of tokens in reading order, weight 0.09 of the
+        diversity, scaled to the mean of the attention.
     Licence of the original: Apache-2.0; re-implemented from the paper.
-    Differs: kept tokens keep their positions in the prompt. The authors' code scales diversity to attention crop by crop, so that it
-        cancels out of the shares; here it is scaled over the whole picture. A crop's share goes by the sum of its scores, there
-        by their mean, the same for crops of equal size; what a crop cannot use goes to the others, there it is lost. The cosine of a
-        token to itself is left out of the variance. Every picture and tile has its own crops. LLaVA-NeXT's newline
-        tokens count, and come last.
+    Differs: kept tokens keep their positions in the prompt. The authors' code scales diversity to attention crop by crop, so
+        that it cancels out of the shares; here it is scaled over the whole picture. A crop's share goes by the sum of its
+        scores, there by their mean, the same for crops of equal size; what a crop cannot use goes to the others, there it is
+        lost. The cosine of a token to itself is left out of the variance. Every picture and tile has its own crops.
+        LLaVA-NeXT's newline tokens count, and come last.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class HoloV(Method):
 
 
 def _variance(directions: Tensor, together: Tensor) -> Tensor:
-    """Variance of the cosines of each of (n, width) `directions` to the others, among those that are `together`, (n, n) of 0 and 1."""
+    """Variance of the cosines of each of (n, width) `directions` to the others `together` with it, (n, n) of 0 and 1."""
     cosines, others = directions @ directions.T, together.clone().fill_diagonal_(0)
     count = others.sum(1).clamp(min=1)
     mean = (cosines * others).sum(1) / count

@@ -17,24 +17,25 @@ from dart.shares import keep_shared, size_of_part, to_be_cut
 class PruMerge(Method):
     """LLaVA-PruMerge (Shang et al., ICCV 2025, arXiv 2403.15388).
 
-    Signal: attention that the tower's class token pays to a patch, mean over heads. What stays becomes itself plus the sum of the
-        patches whose keys have the highest cosine to its own, each times the attention it has.
+    Signal: attention that the tower's class token pays to a patch, mean over heads. What stays becomes itself plus the sum of
+        the patches whose keys have the highest cosine to its own, each times the attention it has.
     Place: before the language model.
     Attention: class token's row in the tower, at the layer whose output the projector gets.
-    Source: "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", arXiv 2403.15388, section 3 and
-        Algorithm 1; known from the authors' code: 32 neighbours, cosine, a token's own state inside the sum.
+    Source: "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", arXiv 2403.15388, method
+        section; known from the authors' code: 32 neighbours, cosine, a token's own state inside the sum.
     Licence of the original: Apache-2.0; re-implemented from the paper.
     Differs: kept tokens keep their positions in the prompt, the original renumbers them. Merged are the embeddings that the
-        projector made, in the original the tower's states before it. The authors' code reads the tower's last layer, over all heads'
-        channels at once, and appends one token, the sum of all that went; here there is none. The exact budget is ours, the paper
-        takes what stands out; it is shared among pictures in proportion to the tokens they have in the prompt.
-        LLaVA-NeXT's newline tokens count, and come last; with the paper's rule they go.
+        projector made, in the original the tower's states before it. The authors' code reads the tower's last layer, over all
+        heads' channels at once, and appends one token, the sum of all that went; here there is none. The exact budget is
+        ours, the paper takes what stands out; it is shared among pictures in proportion to the tokens they have in the
+        prompt. LLaVA-NeXT's newline tokens count, and come last; with the paper's rule they go.
 
     Parameters
     ----------
     keep : int or None
-        This many image tokens of every sample stay, pooled over its images, all if there are fewer. None is the paper's rule: of
-        every picture those patches stay whose attention is more than 1.5 interquartile ranges above the third quartile.
+        This many image tokens of every sample stay, pooled over its images, all if there are fewer. None, the default, is the
+        paper's rule: of every picture those patches stay whose attention is more than 1.5 interquartile ranges above the third
+        quartile.
     neighbours : int
         How many are taken in by each; default 32.
     layer : int

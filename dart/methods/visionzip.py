@@ -17,19 +17,19 @@ from dart.shares import keep_shared, size_of_part, to_be_cut
 class VisionZip(Method):
     """VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467).
 
-    Signal: attention that the tower's class token pays to a patch, mean over heads (without class token, what all patches pay to
-        it), for the dominant; cosine of the tower's keys, mean over heads, for what is merged into which contextual token.
+    Signal: attention that the tower's class token pays to a patch, mean over heads (without class token, what all patches pay
+        to it), for the dominant; cosine of the tower's keys, mean over heads, for what is merged into which contextual token.
     Place: before the language model.
     Attention: class token's row in the tower, at the layer whose output the projector gets; all rows if there is none.
-    Source: "VisionZip: Longer is Better but Not Necessary in Vision Language Models", arXiv 2412.04467, section 3; known from the
-        authors' code: contextual tokens lie at even steps among those that are not dominant, and become their own state plus the
-        mean of what is merged into them; 54 + 10, 108 + 20 and 162 + 30 of 64, 128 and 192.
+    Source: "VisionZip: Longer is Better but Not Necessary in Vision Language Models", arXiv 2412.04467, method section; known
+        from the authors' code: contextual tokens lie at even steps among those that are not dominant, and become their own
+        state plus the mean of what is merged into them; 54 + 10, 108 + 20 and 162 + 30 of 64, 128 and 192.
     Licence of the original: Apache-2.0; re-implemented from the paper.
-    Differs: kept tokens keep their positions in the prompt, the original puts the contextual ones behind the dominant ones and
-        renumbers. Merged are the embeddings that the projector made, in the original the tower's states before it. The class token, which
-        the original counts among the dominant, is not in the prompt; one more patch is. The original keeps a fixed number
-        of tokens of every picture and tile; here the sample's budget is shared among them in proportion to the tokens they
-        have in the prompt. LLaVA-NeXT's newline tokens count, and come last.
+    Differs: kept tokens keep their positions in the prompt, the original puts the contextual ones behind the dominant ones
+        and renumbers. Merged are the embeddings that the projector made, in the original the tower's states before it. The
+        class token, which the original counts among the dominant, is not in the prompt; one more patch is. The original keeps
+        a fixed number of tokens of every picture and tile; here the sample's budget is shared among them in proportion to the
+        tokens they have in the prompt. LLaVA-NeXT's newline tokens count, and come last.
 
     Parameters
     ----------

@@ -17,18 +17,18 @@ from dart.shares import keep_shared, size_of_part, to_be_cut
 class VisPruner(Method):
     """VisPruner (Zhang et al., ICCV 2025, arXiv 2412.01818v2).
 
-    Signal: attention that the tower's class token pays to a patch, mean over heads (without class token, what all patches pay to
-        it), for the important; cosine of the tower's states for the diverse: again and again the others are split into
-        two halves, and those of one half that are most like something in the other go.
+    Signal: attention that the tower's class token pays to a patch, mean over heads (without class token, what all patches pay
+        to it), for the important; cosine of the tower's states for the diverse: again and again the others are split into two
+        halves, and those of one half that are most like something in the other go.
     Place: before the language model.
     Attention: class token's row in the tower, at the layer whose output the projector gets; all rows if there is none.
-    Source: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", arXiv 2412.01818v2, section
-        4; known from the authors' code: half of the budget for the important, 8 removed at a time, halves by turns in the order
-        of falling attention.
+    Source: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", arXiv 2412.01818v2,
+        method section; known from the authors' code: half of the budget for the important, 8 removed at a time, halves by
+        turns in the order of falling attention.
     Licence of the original: Apache-2.0; re-implemented from the paper.
     Differs: kept tokens keep their positions in the prompt, the original renumbers them. The original keeps a fixed number of
-        tokens of every picture and tile; here the sample's budget is shared among them in proportion to the tokens they have in
-        the prompt. LLaVA-NeXT's newline tokens, which the original keeps besides, count and come last.
+        tokens of every picture and tile; here the sample's budget is shared among them in proportion to the tokens they have
+        in the prompt. LLaVA-NeXT's newline tokens, which the original keeps besides, count and come last.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ from dart.methods.hired import HiRED
 
 # what the class tokens of the thumbnail and of two tiles pay to themselves and to 2 x 2 patches
 LATE = torch.tensor([[0.2, 0.1, 0.4, 0.2, 0.1], [0.2, 0.1, 0.2, 0.3, 0.2], [0.2, 0.3, 0.2, 0.2, 0.1]])
-LEFT = torch.tensor([[0.2, 0.4, 0.0, 0.4, 0.0], [0.2] * 5, [0.2] * 5])                  # the thumbnail sees something on the left
+LEFT = torch.tensor([[0.2, 0.4, 0.0, 0.4, 0.0], [0.2] * 5, [0.2] * 5])       # the thumbnail sees something on the left
 
 
 def test_half_goes_to_the_thumbnail_and_the_rest_where_its_early_attention_is():

@@ -4,7 +4,8 @@ from towers import check, kept, prompt
 
 from dart.methods.holov import HoloV
 
-ATTENTION = torch.tensor([[0.16, 0.1, 0.3, 0.1, 0.1, 0.05, 0.06, 0.06, 0.07]])          # 0.6 in the first crop of two, 0.24 in the other
+# 0.6 in the first crop of two, 0.24 in the other
+ATTENTION = torch.tensor([[0.16, 0.1, 0.3, 0.1, 0.1, 0.05, 0.06, 0.06, 0.07]])
 
 
 def test_crops_share_by_attention():
