@@ -28,6 +28,7 @@ def dart_keep(
     image_pivots: int = 4,
     text_pivots: int = 4,
     pivot_order: str = "sorted",
+    pivot_scores: Tensor | None = None,
     padding_mask: Tensor | None = None,
 ) -> Tensor:
     """Mark the image tokens that stay, by duplication with a few pivots.
@@ -54,6 +55,8 @@ def dart_keep(
     pivot_order : {"sorted", "norm", "released"}
         Who claims first: by position; by falling norm; or as the authors' Python ``set`` of positions iterates. The
         last is computed on the host and is there to reproduce their results.
+    pivot_scores : Tensor, float, (batch, length), optional
+        What ranks the pivots, highest first, in place of the keys' norms (paper, Table 8 tries others).
     padding_mask : Tensor, bool, (batch, length), optional
         True at padding, which is neither pivot nor candidate.
 
@@ -73,7 +76,8 @@ def dart_keep(
     to the first visited. ``keep <= image_pivots`` keeps the strongest image pivots. Missing text pivots hand their share
     on; a row left with no pivot at all takes its strongest image token as one. Ties go to the earlier position.
     """
-    batch, length = _check(hidden, keys, image_mask, keep, per_pivot, image_pivots, text_pivots, pivot_order, padding_mask)
+    batch, length = _check(hidden, keys, image_mask, keep, per_pivot, image_pivots, text_pivots, pivot_order, pivot_scores,
+                           padding_mask)
     # Python numbers enter through masked_fill, clamp and full_like: torch.where and torch.tensor would copy them to the
     # device, and wait for that.
     positions = torch.arange(length, device=hidden.device).expand(batch, length)
@@ -86,11 +90,11 @@ def dart_keep(
     budget = n_image if keep is None else n_image.minimum(keep) if isinstance(keep, Tensor) else n_image.clamp(max=min(keep, length))
     n_from_image = torch.full_like(n_image, image_pivots).masked_fill(n_text == 0, max(image_pivots, 1)).minimum(budget)
 
-    norms = keys.float().abs().sum((1, 3))
-    is_pivot = _strongest(norms, image, n_from_image) | _strongest(norms, text, n_text)
+    scores = keys.float().abs().sum((1, 3)) if pivot_scores is None else pivot_scores
+    is_pivot = _strongest(scores, image, n_from_image) | _strongest(scores, text, n_text)
     most = min(max(image_pivots, 1) + text_pivots, length)
-    order = _released_order(is_pivot, image, norms, real, most) if pivot_order == "released" else _order(
-        norms if pivot_order == "norm" else -positions, is_pivot)[:, :most]
+    order = _released_order(is_pivot, image, scores, real, most) if pivot_order == "released" else _order(
+        scores if pivot_order == "norm" else -positions, is_pivot)[:, :most]
 
     n_pivots = n_from_image + n_text
     turn = torch.arange(most, device=hidden.device)
@@ -127,13 +131,13 @@ def _strongest(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
     return torch.zeros_like(among).scatter(1, _order(scores, among), first) & among
 
 
-def _released_order(is_pivot: Tensor, image: Tensor, norms: Tensor, real: Tensor, most: int) -> Tensor:
+def _released_order(is_pivot: Tensor, image: Tensor, scores: Tensor, real: Tensor, most: int) -> Tensor:
     """The order of the authors' code: a Python set, filled with image and then text pivots by falling norm, iterated."""
     starts = real.int().argmax(1).tolist()       # positions count from the first real token, whatever the padding
     rows = []
     for row, start in enumerate(starts):
         of_image, of_text = (
-            positions[norms[row, positions].argsort(descending=True, stable=True)].tolist()
+            positions[scores[row, positions].argsort(descending=True, stable=True)].tolist()
             for positions in ((is_pivot & image)[row].nonzero().flatten(), (is_pivot & ~image)[row].nonzero().flatten())
         )
         visited = [p + start for p in set([p - start for p in of_image + of_text])]
@@ -141,7 +145,7 @@ def _released_order(is_pivot: Tensor, image: Tensor, norms: Tensor, real: Tensor
     return torch.tensor(rows, device=is_pivot.device)
 
 
-def _check(hidden, keys, image_mask, keep, per_pivot, image_pivots, text_pivots, pivot_order, padding_mask):
+def _check(hidden, keys, image_mask, keep, per_pivot, image_pivots, text_pivots, pivot_order, pivot_scores, padding_mask):
     if hidden.ndim != 3:
         raise ValueError(f"hidden has shape {tuple(hidden.shape)}; give (batch, length, hidden_size)")
     batch, length, _ = hidden.shape
@@ -161,6 +165,8 @@ def _check(hidden, keys, image_mask, keep, per_pivot, image_pivots, text_pivots,
             raise ValueError(f"{name}={value!r}; give a whole number, 0 or more")
     if isinstance(keep, Tensor) and keep.shape != (batch,):
         raise ValueError(f"keep has shape {tuple(keep.shape)}; give one number, or one for each row: ({batch},)")
+    if pivot_scores is not None and pivot_scores.shape != (batch, length):
+        raise ValueError(f"pivot_scores has shape {tuple(pivot_scores.shape)}; give (batch, length) = ({batch}, {length})")
     if pivot_order not in PIVOT_ORDERS:
         raise ValueError(f"pivot_order={pivot_order!r}; give one of {', '.join(map(repr, PIVOT_ORDERS))}")
     return batch, length
