@@ -10,12 +10,19 @@ from pathlib import Path
 
 from dart import select
 from dart.families import FAMILIES, Family
-from dart.methods import DART, Method, Random, View
+from dart.methods import (
+    CDPruner, DART, DivPrune, Downscale, FasterVLM, FastV, FiCoCoV, FitPrune, GlobalCom2, Grid, HiRED, HoloV, Method,
+    METHODS, MustDrop, PruMerge, PyramidDrop, Random, SparseVLM, ToMe, View, Vision, VisionZip, VisPruner,
+)
 from dart.pruning import prune
 from dart.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["DART", "FAMILIES", "Family", "Method", "Random", "Report", "View", "data_root", "prune", "select"]
+__all__ = [
+    "CDPruner", "DART", "data_root", "DivPrune", "Downscale", "FAMILIES", "Family", "FasterVLM", "FastV", "FiCoCoV",
+    "FitPrune", "GlobalCom2", "Grid", "HiRED", "HoloV", "Method", "METHODS", "MustDrop", "PruMerge", "prune",
+    "PyramidDrop", "Random", "Report", "select", "SparseVLM", "ToMe", "View", "Vision", "VisionZip", "VisPruner",
+]
 
 
 def data_root() -> Path:

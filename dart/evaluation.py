@@ -66,10 +66,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     ),
     **{name + scenes.UNSEEN: partial(_scene_task, name + scenes.UNSEEN) for name in scenes.TASKS},
 }
-METHODS: dict[str, type[dart.Method] | None] = {
-    "unpruned": None,
-    **{name.lower(): getattr(methods, name) for name in methods.__all__ if name not in ("Method", "View", "Vision")},
-}
+METHODS: dict[str, type[dart.Method] | None] = {"unpruned": None, **methods.METHODS}
 
 
 def _find(what: str, name: str, known: Iterable[str]) -> str:

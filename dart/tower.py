@@ -44,7 +44,7 @@ class Tower:
 
     @property
     def reduces(self) -> bool:
-        return bool(self.places) or self.method.resize(self.side, self.side) is not None
+        return bool(self.places) or type(self.method).resize is not Method.resize
 
     def forget(self) -> None:
         self.noted: dict = {}

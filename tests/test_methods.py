@@ -57,7 +57,7 @@ def test_budgets_are_met_and_no_text_is_lost(name, keep):
     model, inputs = tiny("llava"), prompt("llava", samples(name))
     logits, report = pruned(model, inputs, METHODS[name](keep=keep))
     image, real = image_mask(inputs), inputs["attention_mask"].bool()
-    assert logits.isfinite().all()
+    assert logits[real].isfinite().all()
     for row, sample in enumerate(report.samples):
         assert torch.equal(sample.image, image[row].nonzero().flatten())
         assert len(sample.kept) == expected(name, keep, len(sample.image))
@@ -99,8 +99,8 @@ def test_half_precision_gives_finite_outputs(name, dtype, request):
     inputs = prompt("llava", samples(name))
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     logits, report = pruned(model, inputs, METHODS[name](keep=12))
-    assert logits.dtype == dtype and logits.isfinite().all()
-    assert all(len(sample.kept) == 12 for sample in report.samples)
+    assert logits.dtype == dtype and logits[inputs["attention_mask"].bool()].isfinite().all()
+    assert all(len(sample.kept) == min(12, len(sample.image)) for sample in report.samples)
 
 
 def restore(model):
@@ -117,7 +117,11 @@ def test_plan_and_caches_are_as_reported(name):
     with dart.prune(model, method) as report:
         cache = model(**inputs).past_key_values
     assert [cache.get_seq_length(layer) for layer in range(LAYERS)] == report.kv_lengths()
-    assert report.image_tokens() == method.kept(36, LAYERS)
+    if name == "mustdrop":                                  # how many alike neighbours merge is up to the picture
+        with pytest.raises(ValueError, match="depends on the picture"):
+            method.kept(36, LAYERS)
+    else:
+        assert report.image_tokens() == method.kept(36, LAYERS)
     lengths = [cache.get_seq_length(layer) for layer in range(LAYERS)]
     assert report.kv_bytes()[1] == 2 * 2 * 8 * 4 * sum(lengths)         # keys and values of two heads of 8 numbers of 4 bytes
 
@@ -157,7 +161,7 @@ def test_every_family_with_a_method_of_each_kind(family, method, attention):
     kept_all, _ = pruned(model, batch, type(method)(10**4))
     assert torch.equal(kept_all, plain)
     together, report = pruned(model, batch, method)
-    assert [len(sample.kept) for sample in report.samples] == [12] * len(report.samples)
+    assert [len(sample.kept) for sample in report.samples] == [12, 12, 0, 12]
     for row, segments in enumerate(MIXED):
         alone, _ = pruned(model, prompt(family, [segments]), method)
         torch.testing.assert_close(together[row, -alone.shape[1]:], alone[0], atol=3e-5, rtol=1e-4)

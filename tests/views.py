@@ -21,14 +21,14 @@ class Map:
 
 
 def view(hidden, image, *, keys=None, values=None, padding=None, attention=None, vision=None, grid=None, **more):
-    """A view on `hidden` (batch, length, width), `image` saying where its image tokens are: bool or a slice.
+    """A view on `hidden` (batch, length, width), `image` saying where its image tokens are: bool (batch, length) or a slice.
 
     `attention` is a map (batch, heads, length, length) of the layer before, `vision` a `Vision`, `grid` as `View.grid`.
     """
-    mask = torch.zeros(hidden.shape[:2], dtype=torch.bool)
-    mask[:, image] = True
-    if isinstance(image, torch.Tensor):
-        mask = image
+    mask = image
+    if not isinstance(image, torch.Tensor):
+        mask = torch.zeros(hidden.shape[:2], dtype=torch.bool)
+        mask[:, image] = True
     return View(
         hidden_states=hidden,
         keys=hidden[:, None] if keys is None else keys,

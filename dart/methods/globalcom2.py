@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from dart.methods.base import Method, View, check_budget
-from dart.shares import keep_shared, size_of_part
-from dart.thumbnails import tiled
+from dart.methods.shares import keep_shared, size_of_part
+from dart.methods.thumbnails import tiled
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from dart.methods.base import Method, View, check_budget
-from dart.shares import keep_shared, rank_within, size_of_part
+from dart.methods.shares import keep_shared, rank_within, size_of_part
 
 
 @dataclass(frozen=True)

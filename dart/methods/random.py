@@ -14,9 +14,14 @@ from dart.methods.base import Method, View, check_budget
 
 @dataclass(frozen=True)
 class Random(Method):
-    """Keep image tokens drawn uniformly without looking at them.
+    """Keep image tokens drawn uniformly without looking at them (a control of ours).
 
-    Signal: none. Place: at a layer. Needs no attention map.
+    Signal: none.
+    Place: before decoder layer 2.
+    Attention: none.
+    Source: no paper; the row "Random" of reduction papers, which say nothing of seeds.
+    Licence of the original: none; written for this project.
+    Differs: nothing to differ from.
 
     The draw depends on the seed and on a token's rank among its sample's image tokens, not on the batch around it, so that
     a sample keeps the same tokens alone, in a batch and on any device. One seed is one pattern: average over seeds.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from dart.methods.base import Method, View, check_budget
-from dart.shares import keep_shared, size_of_part, to_be_cut
+from dart.methods.shares import keep_shared, size_of_part, to_be_cut
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import tower
+import in_tower
 
 from dart.methods.ficocov import FiCoCoV
 
@@ -41,7 +41,7 @@ def by_brute_force(v, row, keep, balance=0.35, penalty=2.0, quantile=0.998, spot
 @pytest.mark.parametrize("class_token", [True, False])
 def test_brute_force_on_nine_patches(class_token, settings):
     for seed in range(2):
-        v = tower.first(patches=9, class_token=class_token, seed=seed)
+        v = in_tower.first(patches=9, class_token=class_token, seed=seed)
         for keep in (1, 4, 6, 8):
             v.memory.clear()
             stays, states = FiCoCoV(keep, **settings).select_patches(v)
@@ -57,7 +57,7 @@ def test_windows_stay_where_they_were_in_the_picture():
     spots = [0, 2, 3, 5, 7, 8]
     differs = 0
     for seed in range(6):
-        v = tower.first(pictures=1, patches=6, seed=seed, memory={"spot": torch.tensor([spots])},
+        v = in_tower.first(pictures=1, patches=6, seed=seed, memory={"spot": torch.tensor([spots])},
                         image_count=torch.tensor([9]), layer=3, n_layers=4, stage=1)
         stays, _ = FiCoCoV(4, penalty=50.0).select_patches(v)
         expected = list(by_brute_force(v, 0, 4, penalty=50.0, spots=spots))
@@ -68,7 +68,7 @@ def test_windows_stay_where_they_were_in_the_picture():
 
 
 def test_what_the_class_token_looks_at_stays():
-    v = tower.first(pictures=1, patches=16)
+    v = in_tower.first(pictures=1, patches=16)
     v.noted.weights[:, :, 0] = 0
     v.noted.weights[:, :, 0, [3, 8, 14]] = 1 / 3
     stays, _ = FiCoCoV(3).select_patches(v)
@@ -79,7 +79,7 @@ def test_what_the_class_token_looks_at_stays():
 @pytest.mark.parametrize("keep, n_layers", [(5, 6), (15, 3), (1, 2), (3, 23), (0, 4)])
 def test_the_budget_is_met_at_the_end_of_the_tower(keep, n_layers, class_token):
     counts = [16]
-    for at, stays, states in tower.walk(FiCoCoV(keep), tower.first(patches=16, class_token=class_token), n_layers):
+    for at, stays, states in in_tower.walk(FiCoCoV(keep), in_tower.first(patches=16, class_token=class_token), n_layers):
         counts.append(int(stays[0].sum()))
         assert stays.sum(1).tolist() == [counts[-1]] * 2 and not (stays & ~at.image_mask).any()
         assert states.isfinite().all()
@@ -91,7 +91,7 @@ def test_the_budget_is_met_at_the_end_of_the_tower(keep, n_layers, class_token):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_batches_and_types(dtype):
-    v = tower.first(pictures=3, dtype=dtype)
+    v = in_tower.first(pictures=3, dtype=dtype)
     for keep in (0, 1, 3, 8, 15):
         v.memory.clear()
         answer = FiCoCoV(keep).select_patches(v)
@@ -99,14 +99,14 @@ def test_batches_and_types(dtype):
         assert stays.sum(1).tolist() == [keep] * 3 and not stays[:, 0].any()
         assert states.dtype == dtype and states.shape == v.hidden_states.shape and states.isfinite().all()
         for picture in range(3):
-            alone = FiCoCoV(keep).select_patches(tower.one(v, picture))
+            alone = FiCoCoV(keep).select_patches(in_tower.one(v, picture))
             mask, new = alone if keep else (alone, v.hidden_states[picture : picture + 1])
             assert torch.equal(mask[0], stays[picture])
             assert torch.allclose(new[0].float(), states[picture].float(), atol=1e-5)
 
 
 def test_keeping_all_touches_nothing():
-    v = tower.first()
+    v = in_tower.first()
     for keep in (16, 99):
         assert torch.equal(FiCoCoV(keep).select_patches(v), v.image_mask)
     assert not v.memory

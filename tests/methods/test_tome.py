@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import tower
+import in_tower
 
 from dart.methods.tome import ToMe
 
@@ -29,7 +29,7 @@ def test_brute_force_on_eight_patches(class_token, weighted):
         for keep in range(4, 8):
             sizes = torch.randint(1, 5, (2, 8), generator=torch.Generator().manual_seed(seed)).float()
             memory = {"size": sizes} if weighted else {}
-            v = tower.first(patches=8, class_token=class_token, seed=seed, memory=memory)
+            v = in_tower.first(patches=8, class_token=class_token, seed=seed, memory=memory)
             stays, states = ToMe(keep).select_patches(v)
             for row in range(2):
                 start = int(class_token)
@@ -45,10 +45,10 @@ def test_brute_force_on_eight_patches(class_token, weighted):
 @pytest.mark.parametrize("keep, n_layers", [(5, 6), (15, 3), (1, 2), (1, 9), (3, 1), (2, 24)])
 def test_mass_is_conserved_and_the_budget_met(keep, n_layers, class_token):
     """Each state times its mass, summed, is what the picture summed to before; layer after layer."""
-    start = tower.first(patches=16, class_token=class_token)
+    start = in_tower.first(patches=16, class_token=class_token)
     total = start.hidden_states[start.image_mask].view(2, 16, -1).sum(1)
     counts = [16]
-    for at, stays, states in tower.walk(ToMe(keep), start, n_layers):
+    for at, stays, states in in_tower.walk(ToMe(keep), start, n_layers):
         counts.append(int(stays[0].sum()))
         left = states[stays].view(2, counts[-1], -1)
         size = at.memory.get("size", torch.ones(2, 16))[..., None]
@@ -61,7 +61,7 @@ def test_mass_is_conserved_and_the_budget_met(keep, n_layers, class_token):
 
 
 def test_twins_merge_into_one_and_stay_what_they_are():
-    v = tower.first(pictures=1, patches=8, class_token=False)
+    v = in_tower.first(pictures=1, patches=8, class_token=False)
     v.keys[0, :, 5], v.hidden_states[0, 5] = v.keys[0, :, 2], v.hidden_states[0, 2]
     stays, states = ToMe(7).select_patches(v)
     assert stays[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 6, 7]
@@ -70,7 +70,7 @@ def test_twins_merge_into_one_and_stay_what_they_are():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_batches_and_types(dtype):
-    v = tower.first(pictures=3, dtype=dtype)
+    v = in_tower.first(pictures=3, dtype=dtype)
     for keep in (0, 1, 3, 8, 15):
         v.memory.clear()
         answer = ToMe(keep).select_patches(v)
@@ -78,14 +78,14 @@ def test_batches_and_types(dtype):
         assert stays.sum(1).tolist() == [keep] * 3 and not stays[:, 0].any()
         assert states.dtype == dtype and states.shape == v.hidden_states.shape and states.isfinite().all()
         for picture in range(3):
-            alone = ToMe(keep).select_patches(tower.one(v, picture))
+            alone = ToMe(keep).select_patches(in_tower.one(v, picture))
             mask, new = alone if keep else (alone, v.hidden_states[picture : picture + 1])
             assert torch.equal(mask[0], stays[picture])
             assert torch.allclose(new[0].float(), states[picture].float(), atol=1e-5)
 
 
 def test_keeping_all_touches_nothing():
-    v = tower.first()
+    v = in_tower.first()
     for keep in (16, 99):
         assert torch.equal(ToMe(keep).select_patches(v), v.image_mask)
     assert not v.memory

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dart.shares import keep_shared, rank_within, size_of_part, to_be_cut
+from dart.methods.shares import keep_shared, rank_within, size_of_part, to_be_cut
 
 PARTS = torch.tensor([[-1, 0, 0, 1, 0, 1, 1, 1], [2, 2, 2, 2, 2, 3, 3, -1]])
 SCORES = torch.tensor([[9.0, 1, 3, 5, 3, 6, 8, 7], [4.0, 4, 4, 4, 5, 1, 2, 9]])
