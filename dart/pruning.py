@@ -44,8 +44,8 @@ def prune(model: nn.Module, method: Method, *, family: Family | None = None) -> 
     ----------
     model : nn.Module
         A stock transformers model of a family in :data:`dart.FAMILIES`, also wrapped by PEFT or split by accelerate. The
-        attention kernel (``eager``, ``sdpa``, FlashAttention) stays as it is. Nothing of it is replaced; hooks are gone
-        after the block, also after an exception.
+        attention kernel (``eager``, ``sdpa``, FlashAttention) stays as it is. Hooks do all the work (and, for pictures in
+        tiles, a wrapper that notes their sizes); they are gone after the block, also after an exception.
     method : Method
         What to keep: ``dart.DART(keep=64)``, ``dart.Random(keep=64, seed=0)`` or one of your own.
     family : Family, optional
@@ -275,7 +275,7 @@ class _Pruner:
         first = self.places[0]
         layers = self.decoder.layers
         deepstack = "deepstack_visual_embeds" in inspect.signature(self.decoder.forward).parameters
-        if self.family.patches is not None:
+        if hasattr(self.body.config, "image_grid_pinpoints") and hasattr(self.body, "get_image_features"):
             note_sizes(self.body, self.sizes)
         if self.tower is not None:
             self.tower.hook(handles)
