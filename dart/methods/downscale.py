@@ -49,8 +49,10 @@ class Downscale(Method):
         """Image tokens that each decoder layer sees of one square picture."""
         side = isqrt(image_tokens)
         if side * side != image_tokens:
-            raise ValueError(f"how many of {image_tokens} tokens Downscale keeps depends on the shape of the picture, which is not "
-                             "square; measure it with a Report")
+            raise ValueError(
+                f"how many of {image_tokens} tokens Downscale keeps depends on the shape of the picture, which is not square; "
+                "measure it with a Report"
+            )
         rows, columns = self.resize(side, side) or (side, side)
         return [rows * columns] * n_layers
 

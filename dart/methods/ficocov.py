@@ -33,7 +33,7 @@ class FiCoCoV(Method):
     keep : int
         This many patches of every picture come out of the tower, all if there are fewer. It counts per picture.
     balance : float
-        Weight of the attention received; one less it that of the class token (the paper's lambda, 0.35).
+        Weight of the attention received (the paper's lambda, 0.35); attention of the class token weighs 1 - balance.
     penalty : float
         Factor by which the most redundant patch of a 2 x 2 window is moved up, 2 in the paper; 1 is no penalty.
     quantile : float
