@@ -130,14 +130,12 @@ def label(method: dart.Method | None) -> str:
     """A method in one word, as tables and folders show it: `unpruned`, `dart-64`, `random-0-layer-6`."""
     if method is None:
         return "unpruned"
-    words = [type(method).__name__.lower()]
+    words = [type(method).__name__.lower(), str(getattr(method, "keep", ""))]
     for each in fields(method):
         value = getattr(method, each.name)
-        if each.name == "keep":
-            words += [str(value)]
-        elif value != each.default and not each.name == "seed":
+        if each.name not in ("keep", "seed") and value != each.default:
             words += [each.name, str(value)]
-    return "-".join(words).replace("_", "-")
+    return "-".join(filter(None, words)).replace("_", "-")
 
 
 # ------------------------------------------------------------------------------------------------ records
