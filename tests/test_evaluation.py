@@ -232,7 +232,8 @@ def test_wrong_names_get_the_nearest(folder, capsys):
 
 
 def test_the_table_of_the_command_line(folder, tmp_path, capsys):
-    arguments = ["eval", "--model", str(folder), "--tasks", "existence", "choice", "--keep", "128", "64", "--limit", "12"]
+    arguments = ["eval", "--model", str(folder), "--tasks", "existence", "choice", "--methods", "unpruned", "dart", "random", "--keep", "128", "64",
+                 "--limit", "12"]
     assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["existence", "(f1)", "choice", "(circular)"]
