@@ -31,7 +31,7 @@ from dart.attention import Noting
 from dart.families import Family, find, image_token_ids, lay_out, layer_types
 from dart.methods.base import Method, View, answer
 from dart.report import Prompt, Report, Stage, Stopwatch
-from dart.tower import Tower, note_sizes
+from dart.tower import Tower, NoteSizes
 
 _active: set[int] = set()       # ids of decoders inside a context
 
@@ -71,7 +71,7 @@ def prune(model: nn.Module, method: Method, *, family: Family | None = None) -> 
     -----
     Images are found by their placeholder ids in `input_ids`, or by the embeddings of these ids in `inputs_embeds`; embeddings
     that hold image features already have neither, and are not pruned. `output_hidden_states` and `output_attentions` show
-    the short layers as they are. Methods decide without gradient: states that they merge pass none on. Use a pruned cache inside a block of the same method only, and leave the order of its rows
+    the short layers as they are. Methods decide without gradient: states that they change pass none on, all others do. Use a pruned cache inside a block of the same method only, and leave the order of its rows
     to `generate`. Code compiled by torch is traced anew at both ends of the block.
     """
     if not isinstance(method, Method):
@@ -98,7 +98,6 @@ def prune(model: nn.Module, method: Method, *, family: Family | None = None) -> 
         _active.discard(id(decoder))
         for handle in handles:
             handle.remove()
-        body.__dict__.pop("get_image_features", None)
         _forget_compiled_code()
 
 
@@ -133,7 +132,7 @@ class _Short:
         self.entering = entering                            # prefill: hidden states before the reduction
         self.local = local                                  # prefill: which of these stayed, (batch, kept)
         self.attention_mask = pruner.attention_mask
-        self.config, self.layer_types = pruner.decoder.config, pruner.layer_types
+        self.config, self.layer_types, self.first_place = pruner.decoder.config, pruner.layer_types, pruner.places[0]
         self.made: list[tuple[Tensor, Tensor]] = []         # what the layers share: (given, made to measure)
 
     def enter(self, number: int, args, kwargs):
@@ -228,7 +227,7 @@ class _Short:
         if given is not None and window is not None:
             raise ValueError(f"layer {number} has a sliding window of {window} positions and a mask of the caller's own; give a 2-D mask")
         measured = self.layer_types.index(self.layer_types[number])
-        if given is not None and mask is not None and mask.ndim == 4 and measured < kept.layer:
+        if given is not None and mask is not None and mask.ndim == 4 and measured < self.first_place:
             # Made beforehand, over a static cache (or by the caller): column j of the short cache is position index[j].
             tail = torch.arange(kept.length, mask.shape[-1], device=mask.device).expand(len(kept.index), -1)
             columns = torch.cat([kept.index.to(mask.device), tail], dim=1)[:, None, None]
@@ -300,7 +299,7 @@ class _Pruner:
         layers = self.decoder.layers
         deepstack = "deepstack_visual_embeds" in inspect.signature(self.decoder.forward).parameters
         if hasattr(self.body.config, "image_grid_pinpoints") and hasattr(self.body, "get_image_features"):
-            note_sizes(self.body, self.sizes)
+            handles.append(NoteSizes(self.body, self.sizes))
         if self.tower is not None:
             self.tower.hook(handles)
         handles.append(self.body.register_forward_pre_hook(self._enter_body, with_kwargs=True))
@@ -362,6 +361,8 @@ class _Pruner:
         else:
             tokens = body.get_input_embeddings()(torch.tensor(self.token_ids, device=embeds.device))
             mask = (embeds[:, :, None] == tokens).all(-1).any(-1)
+        if self.tower is not None:
+            self.tower.refuse_prompt(given, bool(mask.any()))
         if mask.any():
             self.image_mask = mask
             self._refuse_prompt(given)
@@ -410,8 +411,9 @@ class _Pruner:
 
     def _restore_length(self, norm, args):
         hidden = args[0]
-        for short in reversed(self.shorts):
-            if short.entering is not None:
+        if self.prompt is not None:                      # it was read to the end
+            self.report._add(self.prompt, hidden.element_size())
+            for short in reversed(self.shorts):
                 hidden = short.restore(hidden)
         return (hidden, *args[1:])
 
@@ -424,7 +426,6 @@ class _Pruner:
             image = self.image_mask.to(device)
             self.padding = padding = self._padding(image, mask)
             self.prompt = Prompt(image, padding, self.grid, [])
-            self.report._add(self.prompt, hidden.element_size())
         else:
             index = before.index.to(device)
             image, padding = (each.to(device).take_along_dim(index, 1) for each in (self.image_mask, self.padding))
@@ -432,10 +433,9 @@ class _Pruner:
                 image, padding = image & before.real.to(device), padding | ~before.real.to(device)
         view = self._view(place, hidden, image, padding)
         stopwatch = Stopwatch(device)
-        with torch.no_grad():
-            stays, states = answer(self.method, self.method.select, view) if place in self.asked else (image, hidden)
-            if place == 0 and self.tower and self.tower.reduces:
-                stays = stays & self.tower.left(image)
+        stays, states = answer(self.method, self.method.select, view) if place in self.asked else (image, hidden)
+        if place == 0 and self.tower and self.tower.reduces:
+            stays = stays & self.tower.left(image)
         stopwatch.stop()
         stays = stays | ~image
         if before is not None and before.real is not None:
@@ -485,20 +485,28 @@ class _Pruner:
 
     def _find_grid(self, device: torch.device) -> Tensor:
         """Number of the view, row and column of every token, int64 (batch, length, 3); -1 at what lies nowhere."""
+        rows = [mask.nonzero().flatten() for mask in self.image_mask.cpu()]
+        repeats = 1
+        if self.sizes:                                      # beams and several answers a prompt repeat its rows
+            tokens = sum(self.family.tokens(self.body.config, size) for size in self.sizes)
+            repeats, rest = divmod(sum(map(len, rows)), tokens)
+            if rest or not repeats:
+                raise ValueError(f"{len(self.sizes)} pictures make {tokens} image tokens, but the prompt has {sum(map(len, rows))}")
         grid = torch.full((*self.image_mask.shape, 3), -1)
-        sizes, views = iter(self.sizes), 0
-        for row, mask in enumerate(self.image_mask.cpu()):
-            positions = mask.nonzero().flatten()
+        sizes, views = list(self.sizes), 0
+        for number, positions in enumerate(rows):
+            if number % repeats:
+                grid[number] = grid[number - 1]
+                continue
             if not len(positions):
                 continue
-            images = 1 + int((positions.diff() > 1).sum())
-            own = [next(sizes, (0, 0)) for _ in range(images)] if self.sizes else [(0, 0)]
-            rotary = None if self.grid is None else self.grid[:, row].cpu()[:, positions]
-            for image in lay_out(self.family, self.body.config, positions, own, rotary):
-                for ranks in image:
-                    rows, columns = torch.meshgrid(*map(torch.arange, ranks.shape), indexing="ij")
-                    grid[row, positions[ranks]] = torch.stack([torch.full_like(rows, views), rows, columns], -1)
-                    views += 1
+            rotary = None if self.grid is None else self.grid[:, number].cpu()[:, positions]
+            images = lay_out(self.family, self.body.config, positions, sizes or [(0, 0)], rotary)
+            sizes = sizes[len(images) :]
+            for ranks in (view for image in images for view in image):
+                down, across = torch.meshgrid(*map(torch.arange, ranks.shape), indexing="ij")
+                grid[number, positions[ranks]] = torch.stack([torch.full_like(down, views), down, across], -1)
+                views += 1
         return self._remaining(grid.to(device))
 
     def _remaining(self, per_token: Tensor) -> Tensor:

@@ -252,5 +252,14 @@ def test_settings_behind_a_colon():
     assert evaluation.label(dart.DART(64, image_pivots=8, layer=3)) == "dart-64-layer-3-image-pivots-8"
     with pytest.raises(ValueError, match="setting of dart 'image_pivot' is not known; did you mean image_pivots"):
         evaluation.find_method("dart:image_pivot=8", 64)
+    assert evaluation.label(dart.Random(64, seed=1)) == "random-64-seed-1"
+    with pytest.raises(ValueError, match="setting of dart 'keep' is not known"):
+        evaluation.find_method("dart:keep=5", 64)
+    with pytest.raises(ValueError, match="dart:layer=1 and layer=6 do not agree"):
+        evaluation.find_method("dart:layer=1", 64, 6)
+    with pytest.raises(ValueError, match="tome has places of its own; leave the layer out"):
+        evaluation.find_method("tome", 64, 6)
+    with pytest.raises(ValueError, match="hired:thumbnail_share=x"):
+        evaluation.find_method("hired:thumbnail_share=x", 64)
     with pytest.raises(ValueError, match="'seed' in random:seed is no setting; write random:name=value"):
         evaluation.find_method("random:seed", 64)

@@ -50,7 +50,7 @@ class FiCoCoV(Method):
     balance: float = field(default=0.35, kw_only=True)
     penalty: float = field(default=2.0, kw_only=True)
     quantile: float = field(default=0.998, kw_only=True)
-    layer: int = field(default=0, kw_only=True)
+    layer: int = field(default=0, init=False, repr=False)  # what the tower lost is gone from there on
 
     reads_tower = True
 

@@ -39,7 +39,7 @@ class ToMe(Method):
     """
 
     keep: int
-    layer: int = field(default=0, kw_only=True)
+    layer: int = field(default=0, init=False, repr=False)  # what the tower lost is gone from there on
 
     reads_tower = True
 
