@@ -20,7 +20,7 @@ class FiCoCoV(Method):
         token (SigLIP) the latter is minus the cosine between a patch's key and the mean key.
     Place: in the vision tower, before every layer from the middle on (the paper: from layer 12 of 24).
     Attention: all rows in the tower, layer before.
-    Source: Filter, Correlate, Compress: Training-Free Token Reduction for MLLM Acceleration, arXiv 2411.17686, section 3,
+    Source: "Filter, Correlate, Compress: Training-Free Token Reduction for MLLM Acceleration", arXiv 2411.17686, section 3,
         Algorithm 1, appendix 9 (settings) and 10.2 (without class token).
     Licence of the original: none stated; re-implemented from the paper.
     Differs: patches go between two layers, the original takes them out between attention and MLP of one. The budget gives the
