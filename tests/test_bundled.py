@@ -25,8 +25,9 @@ TINY = recipe.Recipe(
 
 
 @pytest.fixture(autouse=True)
-def no_easy_vqa(monkeypatch):
-    """Every eighth lesson comes from a package that these tests do without."""
+def quick_lessons(monkeypatch):
+    """Few scenes in exams; and every eighth lesson comes from a package that these tests do without."""
+    monkeypatch.setattr(recipe, "EXAM_SCENES", 2)
     get = recipe.Lessons.__getitem__
     monkeypatch.setattr(recipe.Lessons, "__getitem__", lambda self, index: get(self, index - (index % 8 == 7)))
 
@@ -259,7 +260,7 @@ def test_the_exam_counts_questions_right_only_if_every_token_is(tmp_path, monkey
         return torch.nn.functional.one_hot(said, 400).float(), labels, owner
 
     monkeypatch.setattr(recipe, "talk", almost)
-    scores, kinds = run.exam(2), [recipe.KINDS[kind] for kind in batch["kind"].flatten().tolist() if kind >= 0]
+    scores, kinds = run.exam(), [recipe.KINDS[kind] for kind in batch["kind"].flatten().tolist() if kind >= 0]
     for kind in set(kinds):
         missed = sum(recipe.KINDS[batch["kind"][row, 0]] == kind for row in range(2))
         assert scores[kind] == pytest.approx(1 - missed / kinds.count(kind), abs=1e-4)

@@ -702,7 +702,7 @@ def pruned_loss(model, features: Tensor, batch: dict[str, Tensor], keep: int) ->
 
 STAGES = ("crowd", "see", "talk", "prune")
 SEEING = STAGES[:2]
-EXAM_SEED = scenes.TEST_SEED // 2
+EXAM_SEED, EXAM_SCENES = scenes.TEST_SEED // 2, 48
 
 
 class Run:
@@ -846,13 +846,13 @@ class Run:
         self.features = np.load(self.cache, mmap_mode="r")
 
     @torch.no_grad()
-    def exam(self, number: int = 48) -> dict[str, float]:
-        """Shares that are right on `number` scenes that are never trained on: patches by choice, questions by kind.
+    def exam(self) -> dict[str, float]:
+        """Shares that are right on some scenes that are never trained on: patches by choice, questions by kind.
 
         Of names and middles, patches that have none are left out; questions are told the tokens before.
         """
         hits = defaultdict(list)
-        for batch in self.lessons(0, number // self.batch, first=EXAM_SEED):
+        for batch in self.lessons(0, EXAM_SCENES // self.batch, first=EXAM_SEED):
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 features = image_features(self.model, batch["image"])
