@@ -1,5 +1,6 @@
 """The recipe of the bundled model: packing, masks, losses, resuming, and a model that stock classes load."""
 
+import hashlib
 import importlib.util
 import json
 import sys
@@ -321,3 +322,16 @@ def test_export_loads_offline_with_stock_classes(tmp_path):
     ]
     with pytest.raises(FileNotFoundError, match="make train"):
         bundled.load(tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(not (dart.data_root() / "model" / "config.json").exists(), reason="no model has been trained yet")
+def test_the_committed_model_is_whole_and_answers():
+    folder = dart.data_root() / "model"
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+    model, processor = bundled.load()
+    assert sum(parameter.numel() for parameter in model.parameters()) < 20e6
+    asked = [*scenes.questions("relations")[:12], *scenes.questions("attributes")[:12]]
+    seeing, blind = evaluation.answer(model, processor, asked, [None, dart.Random(keep=0, seed=0)])
+    assert scenes.correct(asked, seeing).mean() > 0.7 > 0.4 > scenes.correct(asked, blind).mean()

@@ -26,6 +26,7 @@ over by then. That gives the model LLaVA's depth profile, which a decoder traine
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -947,9 +948,12 @@ class Run:
             self.save()
 
     def export(self, folder: Path) -> None:
-        """Weights in bfloat16, config, tokenizer and processor, for `from_pretrained`."""
+        """Weights in bfloat16, config, tokenizer and processor, for `from_pretrained`, and checksums."""
         self.model.to(torch.bfloat16).save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        files = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS")
+        sums = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
+        (folder / "SHA256SUMS").write_text("".join(sums))
 
 
 @torch.no_grad()
