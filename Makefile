@@ -20,7 +20,7 @@ help:
 	echo "make test    run the tests"
 	echo "make check   run the slow checks: the built site in a browser, notebooks under papermill"
 	echo "make lab     open JupyterLab on the book"
-	echo "make train   train the bundled model and examine it; resumes, and wants a CUDA machine"
+	echo "make train   train the bundled model and examine it; resumes, and takes hours"
 	echo "make clean   remove .venv and the built site"
 	echo "make book PYTHON=python3.12    picks the interpreter (3.11 to 3.13)"
 

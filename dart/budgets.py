@@ -122,10 +122,15 @@ def meet(
             return plan(make(n), config, prompt_length, image_tokens).flops
         lengths = cost.layer_lengths(config, prompt_length, image_tokens, keep)
         wanted = sum(cost.layer_flops(config, lengths))
-    low, high = 1, image_tokens                             # more tokens never cost less: search by halves
+    try:
+        make(0)
+        low = 0
+    except ValueError:                                      # some cannot do without any
+        low = 1
+    high = image_tokens                                     # more tokens never cost less: search by halves
     if price(low) > wanted:
         raise OutOfReach(
-            f"{type(make(low)).__name__} cannot meet keep={keep} under convention {convention!r}: with 1 image token it is at "
+            f"{type(make(low)).__name__} cannot meet keep={keep} under convention {convention!r}: with {low} image tokens it is at "
             f"{price(low):.6g} of {wanted:.6g}; give a larger budget or an earlier layer"
         )
     while low < high:

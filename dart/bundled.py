@@ -30,7 +30,7 @@ def load(
     """
     folder = Path(folder) if folder is not None else data_root() / "model"
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no model in {folder}: make one with `make train` (which wants a CUDA machine), or name a folder that has one")
+        raise FileNotFoundError(f"no model in {folder}: make one with `make train`, or name a folder that has one")
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return model.to(device).eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 import dart
-from dart import budgets, bundled, evaluation, scenes
+from dart import budgets, bundled, evaluation, results, scenes
+from dart.methods.base import NoPlan
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
                      "in a layer on average, or the work of so many from layer 2 on")
     ask.add_argument("--limit", type=int, help="only the first questions of each task")
     ask.add_argument("--out", type=Path, default=Path("build/eval"), help="where runs are kept; the same call resumes")
+    ask.add_argument("--store", action="store_true", help="put the finished runs into data/results, where pages read them")
     ask.add_argument("--batch", type=int, default=16, help="questions a call")
     ask.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the computation")
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
@@ -51,10 +53,16 @@ def evaluate(given: argparse.Namespace) -> None:
         make = partial(evaluation.find_method, name, layer=layer)
         try:
             methods.append(budgets.meet(make, keep, given.budget, model.config, *size))
-        except budgets.OutOfReach as reason:
-            refused.append(str(reason))
+        except ValueError as reason:
+            if given.methods != ["all"] and not isinstance(reason, budgets.OutOfReach | NoPlan):
+                raise
+            refused.append(f"not run: {name} at {keep}: {reason}")
     options = {"processor": processor, "folder": given.out, "limit": given.limit, "batch": given.batch}
-    print(table(found, [evaluation.sweep(model, methods, task.name, **options) for task in found]))
+    records = [evaluation.sweep(model, methods, task.name, **options) for task in found]
+    if given.store:
+        for record in (record for column in records for record in column):
+            results.keep(record)
+    print(table(found, records))
     print(f"budgets: {budgets.MEANING[given.budget]}", *refused, sep="\n")
 
 

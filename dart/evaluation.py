@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import json
 import platform
+import re
 import time
 from ast import literal_eval
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -88,7 +89,7 @@ def find_task(name: str) -> Task:
     return TASKS[_find("task", name, TASKS)]()
 
 
-def find_method(name: str, keep: int, layer: int | None = None) -> dart.Method | None:
+def find_method(name: str, keep: int | None, layer: int | None = None) -> dart.Method | None:
     """The method of that name with a budget of `keep` image tokens; None for "unpruned".
 
     Parameters
@@ -97,6 +98,7 @@ def find_method(name: str, keep: int, layer: int | None = None) -> dart.Method |
         A name from `METHODS`, with settings behind a colon if they are to differ from the method's own:
         ``"dart:pivot_rule=random,image_pivots=8"``.
     keep : int
+        None is the adaptive rule of methods that have one.
     layer : int, optional
         First decoder layer that sees the short sequence; the method's own if left out.
 
@@ -109,35 +111,38 @@ def find_method(name: str, keep: int, layer: int | None = None) -> dart.Method |
     method = METHODS[_find("method", name, METHODS)]
     if method is None:
         return None
+    known = {each.name: each for each in fields(method) if each.name != "keep"}
     settings = {}
-    for setting in filter(None, given.split(",")):
+    for setting in filter(None, re.split(r",(?![^(]*\))", given)):
         key, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"{setting!r} in {name}:{given} is no setting; write {name}:name=value,name=value")
-        _find(f"setting of {name}", key, [each.name for each in fields(method) if each.init])
+        _find(f"setting of {name}", key, known)
         try:
             settings[key] = literal_eval(value)
         except (ValueError, SyntaxError):
             settings[key] = value                           # a word
     if layer is not None:
-        if not next(each for each in fields(method) if each.name == "layer").init:
-            raise ValueError(f"{name} has places of its own; leave the layer out")
-        settings["layer"] = layer
-    return method(keep=keep, **settings)
+        if settings.setdefault("layer", layer) != layer:
+            raise ValueError(f"{name}:{given} and layer={layer} do not agree; give one of them")
+    if "layer" in settings and not known["layer"].init:
+        raise ValueError(f"{name} has places of its own; leave the layer out")
+    try:
+        return method(keep=keep, **settings)
+    except TypeError as reason:
+        raise ValueError(f"{name}:{given}: {reason}") from reason
 
 
 def label(method: dart.Method | None) -> str:
-    """A method in one word, as tables and folders show it: `unpruned`, `dart-64`, `random-0-layer-6`."""
+    """A method in one word, as tables and folders show it: `unpruned`, `dart-64`, `random-16-layer-6-seed-1`."""
     if method is None:
         return "unpruned"
-    words = [type(method).__name__.lower()]
+    words = [type(method).__name__.lower(), str(getattr(method, "keep", ""))]
     for each in fields(method):
         value = getattr(method, each.name)
-        if each.name == "keep":
-            words += [str(value)]
-        elif value != each.default and not each.name == "seed":
+        if each.name != "keep" and value != each.default:
             words += [each.name, str(value)]
-    return "-".join(words).replace("_", "-")
+    return "-".join(filter(None, words)).replace("_", "-")
 
 
 # ------------------------------------------------------------------------------------------------ records
@@ -211,6 +216,11 @@ def fingerprint(model: torch.nn.Module) -> str:
         some = tensor.detach().flatten()[:: max(1, tensor.numel() // 1024)]
         digest.update(name.encode() + some.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def questions_hash(questions: Sequence) -> str:
+    """Twelve hex digits that change with texts, answers and pictures of questions."""
+    return hashlib.sha256(repr([(q.text, q.answer, q.picture_key) for q in questions]).encode()).hexdigest()[:12]
 
 
 class _Answers:
@@ -389,10 +399,9 @@ def sweep(
     asked = asked[:end]
     if not asked:
         raise ValueError(f"limit={limit} leaves no question; give 1 or more")
-    said = hashlib.sha256(repr([(q.text, q.answer, q.picture_key) for q in asked]).encode()).hexdigest()[:12]
     common = {
         "task": task,
-        "questions": said,
+        "questions": questions_hash(asked),
         "n": len(asked),
         "model": Path(str(model.name_or_path)).name,
         "weights": fingerprint(model),

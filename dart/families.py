@@ -33,6 +33,9 @@ class Family:
         (rows, columns) table of their ranks for every view that covers the image. LLaVA has one view, LLaVA-NeXT two (the base
         view and the tiles), a video one for every step in time. `size` is (height, width) of the picture in pixels, `grid`
         the m-RoPE positions of its tokens, int (3, count), in families that have them. Only :meth:`dart.Report.show` asks.
+    tokens : callable, optional
+        ``tokens(config, size) -> int``: how many tokens a picture of that size has. With it pictures that touch in the prompt
+        are told apart.
     centre_crop : bool
         Whether the processor cuts the centre square out of a picture before it makes patches.
     tower : str, optional
@@ -47,6 +50,7 @@ class Family:
     decoder: str = "language_model"
     image_tokens: tuple[str, ...] = ("image_token_id", "video_token_id")
     layout: Callable[[object, int, tuple[int, int], Tensor | None], tuple[Tensor, ...]] | None = None
+    tokens: Callable[[object, tuple[int, int]], int] | None = None
     centre_crop: bool = False
     tower: str | None = None
     patches: Callable[[nn.Module, int, int, list[tuple[int, int]]], Tensor] | None = None
@@ -60,15 +64,44 @@ def square(config, count, size, grid):
     return (torch.arange(count).view(side, side),)
 
 
-def tiles(config, count, size, grid):
-    """LLaVA-NeXT: a base view, then the unpadded tiles with a newline token behind each row."""
+def patches_of_tower(config, size):
+    """LLaVA: one token for each patch of a square picture.
+
+    Raises
+    ------
+    ValueError
+        For towers that take pictures as they are (Pixtral).
+    """
+    vision = config.vision_config
+    if not isinstance(getattr(vision, "image_size", None), int) or vision.model_type == "pixtral":
+        raise ValueError(f"where the tokens of the vision tower {vision.model_type!r} lie on the image is not described")
+    return (vision.image_size // vision.patch_size) ** 2
+
+
+def pooled(config, size):
+    """Gemma 3: the same number for every picture."""
+    return config.mm_tokens_per_image
+
+
+def _unpadded(config, size):
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
     side = config.vision_config.image_size // config.vision_config.patch_size
     tall, wide = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
-    rows, columns = unpad_image(torch.empty(1, tall * side, wide * side), size).shape[1:]
-    if count != side * side + rows * (columns + 1):
-        raise ValueError(f"a picture of {size[1]} x {size[0]} pixels has {side * side + rows * (columns + 1)} image tokens, not {count}; "
+    return side, *unpad_image(torch.empty(1, tall * side, wide * side), size).shape[1:]
+
+
+def base_and_tiles(config, size):
+    """LLaVA-NeXT: a base view, and the unpadded tiles with a newline token behind each row."""
+    side, rows, columns = _unpadded(config, size)
+    return side * side + rows * (columns + 1)
+
+
+def tiles(config, count, size, grid):
+    """LLaVA-NeXT: a base view, then the unpadded tiles with a newline token behind each row."""
+    side, rows, columns = _unpadded(config, size)
+    if count != base_and_tiles(config, size):
+        raise ValueError(f"a picture of {size[1]} x {size[0]} pixels has {base_and_tiles(config, size)} image tokens, not {count}; "
                          "give the pictures as they went into the processor")
     base = torch.arange(side * side).view(side, side)
     fine = side * side + torch.arange(rows * (columns + 1)).view(rows, columns + 1)[:, :columns]
@@ -99,14 +132,14 @@ def unpadded_tiles(body, pictures, patches, sizes):
 
 
 FAMILIES: dict[str, Family] = {
-    "llava": Family(layout=square, centre_crop=True, tower="vision_tower", patches=one_to_one),
-    "llava_next": Family(layout=tiles, tower="vision_tower", patches=unpadded_tiles),
+    "llava": Family(layout=square, tokens=patches_of_tower, centre_crop=True, tower="vision_tower", patches=one_to_one),
+    "llava_next": Family(layout=tiles, tokens=base_and_tiles, tower="vision_tower", patches=unpadded_tiles),
     "llava_onevision": Family(),
     "qwen2_vl": Family(layout=rotary_grid),
     "qwen2_5_vl": Family(layout=rotary_grid),
     "qwen3_vl": Family(layout=rotary_grid),
     "internvl": Family(),
-    "gemma3": Family(layout=square),
+    "gemma3": Family(layout=square, tokens=pooled),
     "idefics3": Family(decoder="text_model"),
     "smolvlm": Family(decoder="text_model"),
 }
@@ -122,7 +155,7 @@ def lay_out(family: Family, config, positions: Tensor, sizes: list[tuple[int, in
     positions : Tensor
         int64 (n,): where the sample's image tokens lie in the prompt, ascending.
     sizes : list of (int, int)
-        Height and width of the pictures in pixels, for families where they matter; one size stands for all.
+        Height and width of the pictures in pixels, for families where they matter; the last stands for all that follow.
     rotary : Tensor, optional
         int (3, n) m-RoPE positions of these tokens.
 
@@ -136,11 +169,18 @@ def lay_out(family: Family, config, positions: Tensor, sizes: list[tuple[int, in
             f"where the tokens of {config.model_type!r} lie on the image is not described; give dart.Family(layout=...) "
             "or draw with dart.plots.draw_patches"
         )
-    breaks = (positions.diff() > 1).nonzero().flatten() + 1
-    spans = torch.tensor_split(torch.arange(len(positions)), breaks.tolist())
-    if len(spans) == 1 and rotary is None and len(sizes) > 1:       # nothing but the pictures tells images apart that touch
-        spans = spans[0].tensor_split(len(sizes))
-    sizes = sizes if len(sizes) == len(spans) else sizes[:1] * len(spans)
+    ranks = torch.arange(len(positions))
+    if family.tokens is not None:
+        counts: list[int] = []
+        while sum(counts) < len(positions):
+            counts.append(family.tokens(config, sizes[min(len(counts), len(sizes) - 1)]))
+        spans = ranks.split([*counts[:-1], len(positions) - sum(counts[:-1])])
+    else:
+        breaks = (positions.diff() > 1).nonzero().flatten() + 1
+        spans = torch.tensor_split(ranks, breaks.tolist())
+        if len(spans) == 1 and rotary is None and len(sizes) > 1:   # nothing but the pictures tells images apart that touch
+            spans = spans[0].tensor_split(len(sizes))
+    sizes = [sizes[min(number, len(sizes) - 1)] for number in range(len(spans))]
     return [
         tuple(span[view] for view in family.layout(config, len(span), size, None if rotary is None else rotary[:, span]))
         for span, size in zip(spans, sizes)

@@ -31,7 +31,7 @@ from dart.attention import Noting
 from dart.families import Family, find, image_token_ids, lay_out, layer_types
 from dart.methods.base import Method, View, answer
 from dart.report import Prompt, Report, Stage, Stopwatch
-from dart.tower import Tower, note_sizes
+from dart.tower import Tower, NoteSizes
 
 _active: set[int] = set()       # ids of decoders inside a context
 
@@ -44,8 +44,8 @@ def prune(model: nn.Module, method: Method, *, family: Family | None = None) -> 
     ----------
     model : nn.Module
         A stock transformers model of a family in :data:`dart.FAMILIES`, also wrapped by PEFT or split by accelerate. The
-        attention kernel (``eager``, ``sdpa``, FlashAttention) stays as it is. Nothing of it is replaced; hooks are gone
-        after the block, also after an exception.
+        attention kernel (``eager``, ``sdpa``, FlashAttention) stays as it is. Hooks do all the work (and, for pictures in
+        tiles, a wrapper that notes their sizes); they are gone after the block, also after an exception.
     method : Method
         What to keep: ``dart.DART(keep=64)``, ``dart.Random(keep=64, seed=0)`` or one of your own.
     family : Family, optional
@@ -63,7 +63,7 @@ def prune(model: nn.Module, method: Method, *, family: Family | None = None) -> 
         decoder. In the block: image tokens in a call that continues a cache (later
         images of a chat, chunked prefill), a prompt whose last token is a dropped image token, several prompts packed into
         one row, flex attention, gradient checkpointing, a sequence longer than the window of a sliding layer that is
-        pruned, a cache that was pruned at another layer or cut out of step.
+        pruned under FlashAttention or with a static cache, a cache that was pruned at another layer or cut out of step.
     RuntimeError
         A second context on a model that has one; two threads inside the model at once; a copy of the model inside the block.
 
@@ -71,7 +71,7 @@ def prune(model: nn.Module, method: Method, *, family: Family | None = None) -> 
     -----
     Images are found by their placeholder ids in `input_ids`, or by the embeddings of these ids in `inputs_embeds`; embeddings
     that hold image features already have neither, and are not pruned. `output_hidden_states` and `output_attentions` show
-    the short layers as they are. Methods decide without gradient: states that they merge pass none on. Use a pruned cache inside a block of the same method only, and leave the order of its rows
+    the short layers as they are. Methods decide without gradient: states that they change pass none on, all others do. Use a pruned cache inside a block of the same method only, and leave the order of its rows
     to `generate`. Code compiled by torch is traced anew at both ends of the block.
     """
     if not isinstance(method, Method):
@@ -98,7 +98,6 @@ def prune(model: nn.Module, method: Method, *, family: Family | None = None) -> 
         _active.discard(id(decoder))
         for handle in handles:
             handle.remove()
-        body.__dict__.pop("get_image_features", None)
         _forget_compiled_code()
 
 
@@ -112,7 +111,7 @@ def _forget_compiled_code() -> None:
 class _Kept:
     """What the layers behind one reduction know of it. It lies on the cache that it belongs to."""
 
-    index: Tensor               # (batch, kept) positions in the prompt, ascending; short rows end in dropped positions
+    index: Tensor               # (batch, kept) positions in the prompt, ascending; short rows begin with dropped positions
     real: Tensor | None         # bool (batch, kept), False at such fillers; None: there are none
     seen: Tensor | None         # bool (batch, kept), False at fillers and padding; None: all True
     length: int                 # of the prompt
@@ -133,7 +132,7 @@ class _Short:
         self.entering = entering                            # prefill: hidden states before the reduction
         self.local = local                                  # prefill: which of these stayed, (batch, kept)
         self.attention_mask = pruner.attention_mask
-        self.config, self.layer_types = pruner.decoder.config, pruner.layer_types
+        self.config, self.layer_types, self.first_place = pruner.decoder.config, pruner.layer_types, pruner.places[0]
         self.made: list[tuple[Tensor, Tensor]] = []         # what the layers share: (given, made to measure)
 
     def enter(self, number: int, args, kwargs):
@@ -142,14 +141,15 @@ class _Short:
         if mask is not None and not isinstance(mask, Tensor):
             raise ValueError(f"masks of type {type(mask).__name__} cannot be shortened; use eager, sdpa or flash attention")
         if self.entering is None:
-            mask = self._once(mask, self._mask_to_continue, number, self._room(cache), args[0])
+            window = None if self._room(cache) else self.window(number, self.past + self.kept.dropped + args[0].shape[1], cache)
+            mask = self._once((mask, window), self._mask_to_continue, number, self._room(cache), args[0])
             return args, {**kwargs, "attention_mask": mask}
-        self.refuse_sliding(number, max(self.kept.length, self._room(cache)))
+        window = self.window(number, max(self.kept.length, self._room(cache)), cache)
         cos, sin = kwargs["position_embeddings"]
         kwargs = {
             **kwargs,
-            "position_embeddings": (self._once(cos, self.rows), self._once(sin, self.rows)),
-            "attention_mask": self._once(mask, self._mask_of_prompt, self._room(cache), args[0]),
+            "position_embeddings": tuple(self._once((table, None), lambda table, _: self.rows(table)) for table in (cos, sin)),
+            "attention_mask": self._once((mask, window), self._mask_of_prompt, self._room(cache), args[0]),
         }
         if "position_ids" in kwargs:
             # FlashAttention reads ids with gaps as several packed sequences; the rotary table is gathered already.
@@ -167,19 +167,41 @@ class _Short:
     def rows(self, table: Tensor) -> Tensor:
         return table.take_along_dim(self.kept.index.to(table.device)[..., None], dim=-2)
 
-    def _once(self, given: Tensor | None, make: Callable, *args):
-        """`make(given, *args)`, once for all layers of a call that are handed the same tensor."""
-        for source, made in self.made:
-            if source is given:
+    def _once(self, given: tuple[Tensor | None, int | None], make: Callable, *args):
+        """`make(*given, *args)`, once for all layers of a call that are handed the same tensor and have the same window."""
+        for (source, window), made in self.made:
+            if source is given[0] and window == given[1]:
                 return made
-        made = make(given, *args)
+        made = make(*given, *args)
         self.made.append((given, made))
         return made
 
-    def _mask_of_prompt(self, mask: Tensor | None, room: int, hidden: Tensor) -> Tensor | None:
+    def window(self, number: int, length: int, cache) -> int | None:
+        """The window of layer `number` once `length` positions are more than it; before that it hides nothing.
+
+        Raises
+        ------
+        ValueError
+            Where the window cannot be measured in positions of the prompt.
+        """
+        window = getattr(self.config, "sliding_window", None)
+        if self.layer_types[number] == "full_attention" or window is None or length <= window:
+            return None
+        if self.layer_types[number] != "sliding_attention" or "flash" in self.config._attn_implementation or getattr(cache, "is_compileable", False):
+            raise ValueError(
+                f"layer {number} attends to a sliding window of {window} positions, but the sequence has {length}: under FlashAttention "
+                "and in static caches the window of a pruned layer would be measured in kept tokens; use sdpa or eager and a dynamic cache, prune "
+                "behind the last sliding layer, or shorten the prompt"
+            )
+        return window
+
+    def _mask_of_prompt(self, mask: Tensor | None, window: int | None, room: int, hidden: Tensor) -> Tensor | None:
         kept = self.kept
         if mask is None:
-            return None if kept.real is None else self._build_mask(kept.real, hidden, 0, room, like=None)
+            if kept.real is None and window is None:
+                return None
+            real = kept.real if kept.real is not None else torch.ones_like(kept.index, dtype=torch.bool)
+            return self._build_mask(real, hidden, 0, room, window, like=None)
         index = kept.index.to(mask.device)
         if mask.ndim == 2:
             mask = mask.take_along_dim(index, dim=1)
@@ -190,20 +212,22 @@ class _Short:
             mask = mask.masked_fill(~kept.real.to(mask.device)[:, None, None, :], hide)
         return nn.functional.pad(mask, (0, max(0, room - mask.shape[-1])), value=hide)
 
-    def _mask_to_continue(self, mask: Tensor | None, number: int, room: int, hidden: Tensor) -> Tensor | None:
+    def _mask_to_continue(self, mask: Tensor | None, window: int | None, number: int, room: int, hidden: Tensor) -> Tensor | None:
         """A mask for later tokens, over the short caches. The one that is handed is sized for a long cache, or for a short one
         as if it were a whole one: transformers takes the first layer of each kind for its measure."""
         kept, given, new = self.kept, self.attention_mask, hidden.shape[1]
-        if mask is None and kept.seen is None:
+        if mask is None and kept.seen is None and window is None:
             return None
         if isinstance(given, Tensor) and given.ndim == 2:
             given = given.to(hidden.device).bool()
             seen = given.take_along_dim(kept.index.to(hidden.device), dim=1)
             if kept.real is not None:
                 seen &= kept.real.to(hidden.device)
-            return self._build_mask(torch.cat([seen, given[:, kept.length :]], dim=1), hidden, self.past, room, like=mask)
+            return self._build_mask(torch.cat([seen, given[:, kept.length :]], dim=1), hidden, self.past, room, window, like=mask)
+        if given is not None and window is not None:
+            raise ValueError(f"layer {number} has a sliding window of {window} positions and a mask of the caller's own; give a 2-D mask")
         measured = self.layer_types.index(self.layer_types[number])
-        if given is not None and mask is not None and mask.ndim == 4 and measured < kept.layer:
+        if given is not None and mask is not None and mask.ndim == 4 and measured < self.first_place:
             # Made beforehand, over a static cache (or by the caller): column j of the short cache is position index[j].
             tail = torch.arange(kept.length, mask.shape[-1], device=mask.device).expand(len(kept.index), -1)
             columns = torch.cat([kept.index.to(mask.device), tail], dim=1)[:, None, None]
@@ -217,16 +241,17 @@ class _Short:
             raise ValueError("a second turn in a static cache whose pruned layers are the first with full attention: its padding "
                              "cannot be told; use a dynamic cache")
         seen = kept.seen if kept.seen is not None else torch.ones_like(kept.index, dtype=torch.bool)
-        return self._build_mask(seen, hidden, self.past, room, like=mask)
+        return self._build_mask(seen, hidden, self.past, room, window, like=mask)
 
     def _room(self, cache) -> int:
         """Columns that attention has in a static cache, filled or not; 0 for others."""
         return cache.get_max_length(self.kept.layer) if getattr(cache, "is_compileable", False) else 0
 
-    def _build_mask(self, seen: Tensor, hidden: Tensor, past, room: int, like: Tensor | None) -> Tensor:
+    def _build_mask(self, seen: Tensor, hidden: Tensor, past, room: int, window: int | None, like: Tensor | None) -> Tensor:
         """A causal mask over the short caches, in the form of `like` or else of the attention that is set.
 
-        `seen` (batch, columns) hides padding and fillers; columns behind its end are visible.
+        `seen` (batch, columns) hides padding and fillers; columns behind its end are visible. A layer with a window holds its
+        last entries only, and which of these it sees is told by their positions in the prompt.
         """
         queries, device = hidden.shape[1], hidden.device
         entries = room or past + queries
@@ -238,18 +263,16 @@ class _Short:
         columns = torch.arange(entries, device=device)
         causal = columns <= torch.arange(queries, device=device)[:, None] + past
         mask = seen[:, None, None, :] & causal
+        if window is not None:
+            index = self.kept.index.to(device)
+            later = torch.arange(entries - index.shape[1], device=device) + self.kept.length
+            positions = torch.cat([index, later.expand(len(index), -1)], dim=1)
+            mask = mask & (positions[:, None, None, :] > positions[:, None, past:, None] - window)
+            mask = mask[..., -(min(past, window - 1) + queries) :]
         if like.dtype == torch.bool if like is not None else attention != "eager":
             return mask
         dtype = hidden.dtype if like is None else like.dtype
         return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
-
-    def refuse_sliding(self, number: int, length: int) -> None:
-        window = getattr(self.config, "sliding_window", None)
-        if self.layer_types[number] != "full_attention" and window is not None and length > window:
-            raise ValueError(
-                f"layer {number} attends to a sliding window of {window} positions, but the sequence has {length}: once "
-                "pruned, its window would be measured in kept tokens; prune behind the last sliding layer, or shorten the prompt"
-            )
 
 
 class _Pruner:
@@ -275,8 +298,8 @@ class _Pruner:
         first = self.places[0]
         layers = self.decoder.layers
         deepstack = "deepstack_visual_embeds" in inspect.signature(self.decoder.forward).parameters
-        if self.family.patches is not None:
-            note_sizes(self.body, self.sizes)
+        if hasattr(self.body.config, "image_grid_pinpoints") and hasattr(self.body, "get_image_features"):
+            handles.append(NoteSizes(self.body, self.sizes))
         if self.tower is not None:
             self.tower.hook(handles)
         handles.append(self.body.register_forward_pre_hook(self._enter_body, with_kwargs=True))
@@ -338,6 +361,8 @@ class _Pruner:
         else:
             tokens = body.get_input_embeddings()(torch.tensor(self.token_ids, device=embeds.device))
             mask = (embeds[:, :, None] == tokens).all(-1).any(-1)
+        if self.tower is not None:
+            self.tower.refuse_prompt(given, bool(mask.any()))
         if mask.any():
             self.image_mask = mask
             self._refuse_prompt(given)
@@ -386,8 +411,9 @@ class _Pruner:
 
     def _restore_length(self, norm, args):
         hidden = args[0]
-        for short in reversed(self.shorts):
-            if short.entering is not None:
+        if self.prompt is not None:                      # it was read to the end
+            self.report._add(self.prompt, hidden.element_size())
+            for short in reversed(self.shorts):
                 hidden = short.restore(hidden)
         return (hidden, *args[1:])
 
@@ -400,7 +426,6 @@ class _Pruner:
             image = self.image_mask.to(device)
             self.padding = padding = self._padding(image, mask)
             self.prompt = Prompt(image, padding, self.grid, [])
-            self.report._add(self.prompt, hidden.element_size())
         else:
             index = before.index.to(device)
             image, padding = (each.to(device).take_along_dim(index, 1) for each in (self.image_mask, self.padding))
@@ -408,10 +433,9 @@ class _Pruner:
                 image, padding = image & before.real.to(device), padding | ~before.real.to(device)
         view = self._view(place, hidden, image, padding)
         stopwatch = Stopwatch(device)
-        with torch.no_grad():
-            stays, states = answer(self.method, self.method.select, view) if place in self.asked else (image, hidden)
-            if place == 0 and self.tower and self.tower.reduces:
-                stays = stays & self.tower.left(image)
+        stays, states = answer(self.method, self.method.select, view) if place in self.asked else (image, hidden)
+        if place == 0 and self.tower and self.tower.reduces:
+            stays = stays & self.tower.left(image)
         stopwatch.stop()
         stays = stays | ~image
         if before is not None and before.real is not None:
@@ -422,8 +446,9 @@ class _Pruner:
         if not all_last:
             raise ValueError("the last token of a prompt is an image token that was dropped, but generation goes on from the last "
                              "token; put text behind the image")
-        local = stays.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]
-        real = None if longest == shortest else torch.arange(longest, device=device) < counts[:, None]
+        # Fillers stand in front: at the end they would push real tokens out of the caches of layers with a window.
+        local = stays.byte().argsort(dim=1, stable=True)[:, -longest:]
+        real = None if longest == shortest else torch.arange(longest, device=device) >= longest - counts[:, None]
         seen = ~padding.take_along_dim(local, dim=1)
         if real is not None:
             seen &= real
@@ -460,20 +485,28 @@ class _Pruner:
 
     def _find_grid(self, device: torch.device) -> Tensor:
         """Number of the view, row and column of every token, int64 (batch, length, 3); -1 at what lies nowhere."""
+        rows = [mask.nonzero().flatten() for mask in self.image_mask.cpu()]
+        repeats = 1
+        if self.sizes:                                      # beams and several answers a prompt repeat its rows
+            tokens = sum(self.family.tokens(self.body.config, size) for size in self.sizes)
+            repeats, rest = divmod(sum(map(len, rows)), tokens)
+            if rest or not repeats:
+                raise ValueError(f"{len(self.sizes)} pictures make {tokens} image tokens, but the prompt has {sum(map(len, rows))}")
         grid = torch.full((*self.image_mask.shape, 3), -1)
-        sizes, views = iter(self.sizes), 0
-        for row, mask in enumerate(self.image_mask.cpu()):
-            positions = mask.nonzero().flatten()
+        sizes, views = list(self.sizes), 0
+        for number, positions in enumerate(rows):
+            if number % repeats:
+                grid[number] = grid[number - 1]
+                continue
             if not len(positions):
                 continue
-            images = 1 + int((positions.diff() > 1).sum())
-            own = [next(sizes, (0, 0)) for _ in range(images)] if self.sizes else [(0, 0)]
-            rotary = None if self.grid is None else self.grid[:, row].cpu()[:, positions]
-            for image in lay_out(self.family, self.body.config, positions, own, rotary):
-                for ranks in image:
-                    rows, columns = torch.meshgrid(*map(torch.arange, ranks.shape), indexing="ij")
-                    grid[row, positions[ranks]] = torch.stack([torch.full_like(rows, views), rows, columns], -1)
-                    views += 1
+            rotary = None if self.grid is None else self.grid[:, number].cpu()[:, positions]
+            images = lay_out(self.family, self.body.config, positions, sizes or [(0, 0)], rotary)
+            sizes = sizes[len(images) :]
+            for ranks in (view for image in images for view in image):
+                down, across = torch.meshgrid(*map(torch.arange, ranks.shape), indexing="ij")
+                grid[number, positions[ranks]] = torch.stack([torch.full_like(down, views), down, across], -1)
+                views += 1
         return self._remaining(grid.to(device))
 
     def _remaining(self, per_token: Tensor) -> Tensor:
@@ -561,4 +594,4 @@ class _Pruner:
                     f"{short.past}, which should be {short.kept.dropped} fewer; was it cropped? Start again from the prompt"
                 )
         for number in range(layers[0], len(self.layer_types)):
-            self._short(number).refuse_sliding(number, whole + new)
+            self._short(number).window(number, whole + new, cache)

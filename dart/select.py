@@ -53,7 +53,7 @@ def dart_keep(
         How many pivots each side gives, at most what is there (paper, caption of Table 8: 4 and 4). Text pivots come
         from text behind the last image token and only guide: text always stays.
     pivot_order : {"sorted", "norm", "released"}
-        Who claims first: by position; by falling norm; or as the authors' Python ``set`` of positions iterates. The
+        Who claims first: by position; by falling norm or score; or as the authors' Python ``set`` of positions iterates. The
         last is computed on the host and is there to reproduce their results.
     pivot_scores : Tensor, float, (batch, length), optional
         What ranks the pivots, highest first, in place of the keys' norms (paper, Table 8 tries others).

@@ -21,25 +21,37 @@ class Tower:
 
     def __init__(self, method: Method, family: Family, body: nn.Module, sizes: list[tuple[int, int]]):
         self.method, self.family, self.body = method, family, body
-        self.sizes = sizes                                  # of the pictures, as `note_sizes` finds them
+        self.sizes = sizes                                  # of the pictures, as `NoteSizes` finds them
         if family.tower is None:
             raise ValueError(
                 f"{type(method).__name__} works with the vision tower, which is not described for {body.config.model_type!r}: it runs on "
                 "LLaVA and LLaVA-NeXT, or give dart.Family(tower=..., patches=...)"
             )
         self.tower = body.get_submodule(family.tower)
-        layers = self.tower.get_submodule("encoder.layers")
+        config, strategy = self.tower.config, body.config.vision_feature_select_strategy
+        try:
+            layers = self.tower.get_submodule("encoder.layers")
+        except AttributeError:
+            raise ValueError(
+                f"{type(method).__name__} works with the vision tower; {type(self.tower).__name__} has no encoder.layers and is not described"
+            ) from None
+        has_class_token = hasattr(getattr(self.tower, "embeddings", None), "class_embedding")
+        if has_class_token != (strategy == "default"):
+            raise ValueError(
+                f"{type(method).__name__} works with the vision tower, but vision_feature_select_strategy={strategy!r} does not fit a tower "
+                f"{'with' if has_class_token else 'without'} a class token; use {'default' if has_class_token else 'full'!r}"
+            )
         feature = body.config.vision_feature_layer
         last = max(number % (len(layers) + 1) for number in ([feature] if isinstance(feature, int) else feature))
         self.layers = layers[:last]                         # the others do not reach the projector
         self.places = method.tower_places(last)
         if self.places and not isinstance(feature, int):
             raise ValueError(f"{type(method).__name__} reduces patches in the tower, but the projector takes layers {feature}; it can take one")
-        if any(not 0 < place < last for place in self.places):
-            raise ValueError(f"tower_places={self.places}, but {last} tower layers reach the projector; use 0 < place < {last}")
-        config = self.tower.config
+        if any(not 0 <= place < last for place in self.places):
+            raise ValueError(f"tower_places={self.places}, but {last} tower layers reach the projector; use 0 <= place < {last}")
         self.side = config.image_size // config.patch_size
-        self.class_tokens = int(body.config.vision_feature_select_strategy == "default")
+        self.class_tokens = int(has_class_token)
+        self.unread = False                                 # whether features of reduced pictures wait for a prompt
         self.forget()
 
     @property
@@ -57,7 +69,7 @@ class Tower:
     def hook(self, handles: list) -> None:
         last = len(self.layers)
         read = {number: number % last for number in self.method.tower_layers}
-        self.noting = {number: Noting(self.layers[number].self_attn) for number in {*read.values(), *(p - 1 for p in self.places)}}
+        self.noting = {number: Noting(self.layers[number].self_attn) for number in {*read.values(), *(place - 1 for place in self.places if place)}}
         self.read = read
         for noting in self.noting.values():
             handles += noting.hook()
@@ -72,6 +84,10 @@ class Tower:
 
     def _enter_tower(self, tower, args, kwargs):
         self.forget()
+        self.unread = self.reduces
+        asked = kwargs.get("output_hidden_states")
+        if not isinstance(asked, bool):
+            self._refuse_layer(asked)
         scaled = self.method.resize(self.side, self.side)
         if scaled is None or scaled == (self.side, self.side):
             return None
@@ -89,17 +105,16 @@ class Tower:
         return ((small, *args[1:]), kwargs) if args else (args, {**kwargs, "pixel_values": small})
 
     def _reduce(self, stage, place, layer, args):
-        hidden, noted = args[0], self.noting[place - 1].noted
+        hidden, noted = args[0], self.noting[place - 1].noted if place else None
         image = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         image[:, : self.class_tokens] = False
         index = self._index(hidden)
         view = View(
-            hidden, noted.keys, noted.values, image, torch.zeros_like(image), layer=place, n_layers=len(self.layers), stage=stage,
+            hidden, noted.keys if noted else hidden[:, None], noted.values if noted else hidden[:, None], image, torch.zeros_like(image), layer=place, n_layers=len(self.layers), stage=stage,
             image_count=torch.full((len(hidden),), self.side**2, device=hidden.device), memory=self.memory, noted=noted,
             find_grid=lambda: self._grid(index),
         )
-        with torch.no_grad():
-            stays, hidden = answer(self.method, self.method.select_patches, view)
+        stays, hidden = answer(self.method, self.method.select_patches, view)
         stays = stays | ~image
         counts = stays.sum(1)
         if (counts != counts[0]).any():
@@ -123,6 +138,22 @@ class Tower:
     def reads(self, embeddings: Tensor) -> None:
         """A prompt with these input embeddings, (batch, length, width), is read now."""
         self.embeddings = embeddings
+
+    def refuse_prompt(self, given: dict, has_images: bool) -> None:
+        """Refuse calls of the model that do not fit what the tower did."""
+        self._refuse_layer(given.get("vision_feature_layer"))
+        if self.unread and not has_images:
+            raise ValueError(
+                f"{type(self.method).__name__} reduced pictures in the vision tower, but this prompt has no placeholders for them: embeddings "
+                "that hold image features cannot be shortened; give the model input_ids and pixels"
+            )
+        self.unread = False
+
+    def _refuse_layer(self, asked) -> None:
+        feature = self.body.config.vision_feature_layer
+        if asked is not None and asked != feature:
+            raise ValueError(f"vision_feature_layer={asked} in the call, {feature} in the config; {type(self.method).__name__} goes by the config: "
+                             "set it there")
 
     def vision(self, image_mask: Tensor) -> Vision:
         """What the tower saw, laid out over the image tokens of a prompt."""
@@ -178,14 +209,23 @@ class Tower:
         return nn.functional.pad(grid, (0, 0, self.class_tokens, 0), value=-1)
 
 
-def note_sizes(body: nn.Module, sizes: list) -> None:
-    """Keep the sizes of pictures that `get_image_features` is handed: `generate` hands them to nothing else."""
-    function = body.get_image_features
+class NoteSizes:
+    """Keep the sizes of pictures that `get_image_features` is handed: `generate` hands them to nothing else. Undone by `remove`."""
 
-    @wraps(function)                                        # generate reads its signature
-    def noted(*args, **kwargs):
-        given = kwargs.get("image_sizes", args[1] if len(args) > 1 else None)
-        sizes[:] = [] if given is None else [tuple(size) for size in torch.as_tensor(given).tolist()]
-        return function(*args, **kwargs)
+    def __init__(self, body: nn.Module, sizes: list):
+        self.body, self.before = body, vars(body).get("get_image_features")
+        function = body.get_image_features
 
-    body.get_image_features = noted
+        @wraps(function)                                    # generate reads its signature
+        def noted(*args, **kwargs):
+            given = kwargs.get("image_sizes", args[1] if len(args) > 1 else None)
+            sizes[:] = [] if given is None else [tuple(size) for size in torch.as_tensor(given).tolist()]
+            return function(*args, **kwargs)
+
+        body.get_image_features = self.noted = noted
+
+    def remove(self) -> None:
+        if vars(self.body).get("get_image_features") is self.noted:
+            del self.body.get_image_features
+            if self.before is not None:
+                self.body.get_image_features = self.before

@@ -1,5 +1,6 @@
 """Rows of attention recomputed from queries and keys, against the map that eager attention gives out."""
 
+import copy
 from dataclasses import dataclass, field
 
 import pytest
@@ -217,3 +218,17 @@ def test_the_grid_counts_rows_and_columns(name):
         rows, columns = found.amax(0) + 1
         expected = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
         assert torch.equal(found, expected)
+
+
+def test_towers_that_do_not_fit_are_refused_with_the_reason(monkeypatch):
+    model = tiny("llava")
+    monkeypatch.setattr(model.config, "vision_feature_select_strategy", "full")
+    with pytest.raises(ValueError, match="'full' does not fit a tower with a class token; use 'default'"):
+        with dart.prune(model, LookIntoTower()):
+            pass
+    monkeypatch.undo()
+    model = copy.deepcopy(model)
+    model.model.vision_tower.encoder = torch.nn.Module()
+    with pytest.raises(ValueError, match="CLIPVisionModel has no encoder.layers"):
+        with dart.prune(model, LookIntoTower()):
+            pass

@@ -62,3 +62,9 @@ def test_budgets_that_cannot_be_met_are_refused():
         budgets.meet(lambda n: dart.DART(n, layer=16), 64, "flops", CONFIG, 636, 576)
     with pytest.raises(ValueError, match="convention='token'; give one of 'kept', 'average', 'flops'"):
         budgets.meet(dart.DART, 64, "token", CONFIG, 636, 576)
+
+
+def test_no_token_at_all_is_a_setting_too():
+    config = cost.shape("llava-1.5-7b")
+    average = budgets.plan(dart.DART(0), config, 45, 32).average
+    assert average == 2 and budgets.meet(dart.DART, 2, "average", config, 45, 32) == dart.DART(0)

@@ -232,7 +232,8 @@ def test_wrong_names_get_the_nearest(folder, capsys):
 
 
 def test_the_table_of_the_command_line(folder, tmp_path, capsys):
-    arguments = ["eval", "--model", str(folder), "--tasks", "existence", "choice", "--keep", "128", "64", "--limit", "12"]
+    arguments = ["eval", "--model", str(folder), "--tasks", "existence", "choice", "--methods", "unpruned", "dart", "random", "--keep", "128", "64",
+                 "--limit", "12"]
     assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["existence", "(f1)", "choice", "(circular)"]
@@ -251,5 +252,14 @@ def test_settings_behind_a_colon():
     assert evaluation.label(dart.DART(64, image_pivots=8, layer=3)) == "dart-64-layer-3-image-pivots-8"
     with pytest.raises(ValueError, match="setting of dart 'image_pivot' is not known; did you mean image_pivots"):
         evaluation.find_method("dart:image_pivot=8", 64)
+    assert evaluation.label(dart.Random(64, seed=1)) == "random-64-seed-1"
+    with pytest.raises(ValueError, match="setting of dart 'keep' is not known"):
+        evaluation.find_method("dart:keep=5", 64)
+    with pytest.raises(ValueError, match="dart:layer=1 and layer=6 do not agree"):
+        evaluation.find_method("dart:layer=1", 64, 6)
+    with pytest.raises(ValueError, match="tome has places of its own; leave the layer out"):
+        evaluation.find_method("tome", 64, 6)
+    with pytest.raises(ValueError, match="hired:thumbnail_share=x"):
+        evaluation.find_method("hired:thumbnail_share=x", 64)
     with pytest.raises(ValueError, match="'seed' in random:seed is no setting; write random:name=value"):
         evaluation.find_method("random:seed", 64)

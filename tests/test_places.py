@@ -298,3 +298,122 @@ def test_a_smaller_picture_gives_the_tokens_of_a_smaller_picture(scaled, left):
     torch.testing.assert_close(seen[0][0, 4 : 4 + left], model.model.multi_modal_projector(states)[0], atol=1e-5, rtol=1e-4)
     ranks = report.samples[0].kept - 4
     assert len(set((ranks // 6).tolist())) == rows and len(set((ranks % 6).tolist())) == columns
+
+
+# ------------------------------------------------------------------------------------------------ what was once wrong
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_static_cache_whose_first_full_layer_is_short_itself(attention):
+    model, inputs = tiny("llava", attention), prompt("llava", [[4, "I", 9], [2, "I", 6]])
+    inputs.pop("position_ids")
+    options = dict(max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True, disable_compile=True)
+    with dart.prune(model, Steps((0, 2), (20, 5))):
+        dynamic, static = (torch.stack(model.generate(**inputs, **options, **more).logits) for more in ({}, {"cache_implementation": "static"}))
+    torch.testing.assert_close(static, dynamic, atol=5e-5, rtol=1e-4)
+
+
+def test_states_that_a_merging_method_leaves_alone_keep_their_gradient():
+    @dataclass(frozen=True)
+    class MergeOne(dart.Method):
+        def select(self, view):
+            states = view.hidden_states.clone()
+            first = view.image_mask.float().argmax(1)
+            states[range(len(first)), first] += 1
+            return view.image_mask, states
+
+    model, inputs = tiny("llava"), prompt("llava", [[4, "I", 9]])
+    with torch.enable_grad():
+        embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_()
+        with dart.prune(model, MergeOne()):
+            handle = model.model.language_model.layers[0].register_forward_pre_hook(lambda layer, args: (embeddings, *args[1:]))
+            model(**inputs).logits[:, -1].sum().backward()
+            handle.remove()
+    image = image_mask(inputs)[0].nonzero().flatten()
+    assert bool((embeddings.grad[0].abs().sum(-1)[:5] > 0).all()) and bool((embeddings.grad[0, image].abs().sum(-1) > 0).any())
+    model.zero_grad()
+
+
+def test_features_of_reduced_pictures_do_not_enter_as_embeddings(deep_tower):
+    model, inputs = deep_tower, prompt("llava", [[4, "I", 9]])
+    with dart.prune(model, InTower()):
+        features = model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True).pooler_output
+        embeddings = model.get_input_embeddings()(inputs["input_ids"])
+        embeddings[image_mask(inputs)] = torch.cat(list(features))
+        with pytest.raises(ValueError, match="this prompt has no placeholders for them"):
+            model(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"])
+
+
+def test_a_feature_layer_in_the_call_is_refused(deep_tower):
+    with dart.prune(deep_tower, InTower()), pytest.raises(ValueError, match="vision_feature_layer=-3 in the call, -1 in the config"):
+        deep_tower(**prompt("llava", [[4, "I", 9]]), vision_feature_layer=-3)
+
+
+def test_a_feature_override_of_the_users_own_stays():
+    from dart.evaluation import given_features
+
+    for name in ("llava", "llava_next", "qwen2_vl"):
+        model = tiny(name)
+        with given_features(model, []):
+            mine = model.model.get_image_features
+            with dart.prune(model, dart.DART(4)):
+                pass
+            assert model.model.get_image_features is mine
+        assert "get_image_features" not in vars(model.model)
+
+
+def test_a_prompt_that_failed_is_not_reported():
+    model = tiny("llava")
+    with dart.prune(model, dart.DART(4)) as report:
+        with pytest.raises(ValueError, match="last token"):
+            model(**prompt("llava", [[4, "I"]]))
+        model(**prompt("llava", [[4, "I", 9]]))
+    assert len(report.samples) == 1 and "36 image tokens -> 4" in str(report)
+
+
+def test_autocast_does_not_reach_the_decision():
+    model, inputs = tiny("llava"), prompt("llava", [[4, "I", 9]])
+
+    @dataclass(frozen=True)
+    class Product(dart.Method):
+        def select(self, view):
+            assert (view.hidden_states.float() @ view.hidden_states.float().mT).dtype == torch.float32
+            return view.image_mask
+
+    with torch.autocast("cpu", torch.bfloat16), dart.prune(model, Product()) as report:
+        model(**inputs)
+    assert len(report.samples) == 1
+
+
+@pytest.mark.parametrize("name, samples", [("llava", [[4, "I", "I", "I", "I", 9]]), ("llava_next", [[4, "I", "I", 9], [2, "I", 3]])])
+def test_pictures_that_touch_are_told_apart(name, samples):
+    @dataclass(frozen=True)
+    class Grids(dart.Method):
+        seen: list = field(default_factory=list)
+
+        def select(self, view):
+            self.seen.append(view.grid)
+            return view.image_mask
+
+    model, inputs, method = tiny(name), prompt(name, samples), Grids()
+    with dart.prune(model, method):
+        model(**inputs)
+    grid, views = method.seen[0], 4 if name == "llava" else 6
+    assert grid[..., 0].max() == views - 1
+    for view in range(views):
+        rows, columns = grid[grid[..., 0] == view][:, 1:].amax(0) + 1
+        assert (grid[..., 0] == view).sum() == rows * columns
+        if name == "llava":
+            assert (rows, columns) == (6, 6)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}])
+def test_tiles_are_laid_out_through_beams(options):
+    model, inputs = tiny("llava_next"), prompt("llava_next", [[4, "I", 9], [2, "I", 3]])
+    inputs.pop("position_ids")
+    with dart.prune(model, dart.Grid(8)) as report:
+        model.generate(**inputs, max_new_tokens=2, **options)
+    with dart.prune(model, dart.Grid(8)) as plain:
+        model(**inputs)
+    for row, sample in enumerate(report.samples[:4]):
+        assert torch.equal(sample.kept, plain.samples[row // 2].kept)

@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import flash_attention_mask
 
 import dart
+from dart import pruning
 from tiny import CONFIGS, IMAGE, LAYERS, VIDEO, VIDEO_FAMILIES, image_mask, prompt, tiny
 
 FAMILIES = list(CONFIGS)
@@ -764,6 +765,7 @@ def hybrid(types, window):
         if parameter.ndim > 1:
             parameter.data = torch.randn_like(parameter) * 1.5 / parameter.shape[-1] ** 0.5
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
+    model.generation_config.suppress_tokens = [IMAGE]
     return model
 
 
@@ -783,38 +785,57 @@ def test_local_layers_before_the_pruned_one(attention):
     assert torch.equal(together, torch.stack(singles))
 
 
-def test_a_pruned_layer_with_a_short_window_is_refused():
-    model = hybrid(["full_attention"] * 3 + ["sliding_attention"] * 2, window=30)
-    with dart.prune(model, dart.DART(keep=KEEP)):
-        with pytest.raises(ValueError, match="layer 3 attends to a sliding window of 30 positions, but the sequence has 47"):
-            model(**prompt("llava", [ONE]))
-    model = hybrid(["full_attention"] * 3 + ["sliding_attention"] * 2, window=48)
-    with dart.prune(model, dart.DART(keep=KEEP)):
-        with pytest.raises(ValueError, match="sliding window of 48 positions, but the sequence has 49"):
-            model.generate(**prompt("llava", [ONE]), max_new_tokens=6, do_sample=False)
+def generated(model, inputs, method, **options):
+    """Logits of every step and new tokens, with what was kept."""
+    with dart.prune(model, method) as report:
+        out = model.generate(**inputs, do_sample=False, output_logits=True, return_dict_in_generate=True, **options)
+    return torch.stack(out.logits, 1), out.sequences[:, inputs["input_ids"].shape[1] :], report
 
 
-def test_a_window_for_all_layers_is_refused_once_it_is_too_short():
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("window", [4, 30, 48])
+def test_windows_of_pruned_layers_count_positions_of_the_prompt(window, layer, attention):
+    """With a prompt of 47 tokens: a window within the text, one within the image, one that is passed while decoding."""
+    model = hybrid(["sliding_attention"] * 2 + ["full_attention"] + ["sliding_attention"] * 2, window=window)
+    model.set_attn_implementation(attention)
+    method = dart.DART(keep=KEEP, layer=layer)
+    inputs = prompt("llava", [ONE])
+    inputs.pop("position_ids")
+    logits, new, report = generated(model, inputs, method, max_new_tokens=6)
+    expected, _ = by_hand(model, extend(inputs, new), report.samples[0].kept, layer)
+    assert_close(logits, expected[:, -7:-1])
+    several = prompt("llava", MIXED)
+    several.pop("position_ids")
+    _, together, _ = generated(model, several, method, max_new_tokens=5)
+    singles = [generated(model, {k: v for k, v in prompt("llava", [s]).items() if k != "position_ids"}, method, max_new_tokens=5)[1] for s in MIXED]
+    assert torch.equal(together, torch.cat(singles))
+
+
+def test_a_second_turn_in_pruned_layers_with_a_window():
+    model = hybrid(["full_attention"] * 3 + ["sliding_attention"] * 2, window=6)
+    inputs, more = prompt("llava", [ONE], mask=False), torch.tensor([[11, 12, 13, 14, 15, 16, 17]])
+    with dart.prune(model, dart.Random(KEEP)):
+        cache = model(**inputs).past_key_values
+        turn = model(input_ids=more, past_key_values=cache).logits
+        at_once = model(**{**inputs, "input_ids": torch.cat([inputs["input_ids"], more], 1)}).logits[:, -7:]
+    assert_close(turn, at_once)
+
+
+def test_a_window_for_all_layers():
     """Mistral has a window and no list of layer kinds."""
     from transformers import AutoModelForImageTextToText, LlavaConfig, MistralConfig
 
     from tiny import TEXT, clip
 
-    def build(window):
+    for window in (24, 49, 80):
         config = LlavaConfig(vision_config=clip(48), text_config=MistralConfig(**TEXT, sliding_window=window), image_token_id=IMAGE)
         model = AutoModelForImageTextToText.from_config(config).eval()
         model.generation_config.eos_token_id = None
-        return model
-
-    for window, length in ((24, 47), (49, 50)):
-        model = build(window)
-        with dart.prune(model, dart.DART(keep=KEEP)):
-            with pytest.raises(ValueError, match=f"window of {window} positions, but the sequence has {length}"):
-                model.generate(**prompt("llava", [ONE]), max_new_tokens=9, do_sample=False)
-    model = build(80)
-    with dart.prune(model, dart.DART(keep=KEEP, text_pivots=0)):
-        said = [model.generate(**prompt("llava", [ONE]), max_new_tokens=9, do_sample=False, use_cache=cached) for cached in (True, False)]
-    assert torch.equal(*said)
+        method = dart.DART(keep=KEEP, text_pivots=0)
+        cached, fresh = (generated(model, prompt("llava", [ONE]), method, max_new_tokens=9, use_cache=each) for each in (True, False))
+        assert_close(cached[0], fresh[0])
+        assert torch.equal(cached[1], fresh[1])
 
 
 def test_a_static_cache_longer_than_a_pruned_window_is_refused():
@@ -822,6 +843,16 @@ def test_a_static_cache_longer_than_a_pruned_window_is_refused():
     with dart.prune(model, dart.DART(keep=KEEP)):
         with pytest.raises(ValueError, match="sliding window of 52 positions, but the sequence has 5"):
             model.generate(**prompt("llava", [ONE]), max_new_tokens=10, do_sample=False, cache_implementation="static")
+
+
+def test_a_window_that_flash_attention_would_measure_is_refused():
+    model = hybrid(["full_attention"] * 3 + ["sliding_attention"] * 2, window=30)
+    short = pruning._Short.__new__(pruning._Short)
+    short.config, short.layer_types = copy.copy(model.config.text_config), dart.families.layer_types(model.config.text_config)
+    assert short.window(3, 47, None) == 30 and short.window(3, 30, None) is None and short.window(2, 47, None) is None
+    short.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ValueError, match="layer 3 attends to a sliding window of 30 positions, but the sequence has 47: under FlashAttention"):
+        short.window(3, 47, None)
 
 
 # ---- around it: precision, training, wrappers

@@ -1,19 +1,22 @@
 """Train the bundled model: a small stock LLaVA that answers questions about scenes and reads its image late.
 
-    python train/bundled.py --out data/model            # a CUDA machine if there is one, else the CPU
+    python train/bundled.py --out data/model            # two hours on two CPU cores; CUDA if there is one
     python train/bundled.py --out data/model --minutes 9   # a piece; the same command goes on where it stopped
 
-Two stages, each resumed from its last checkpoint after a kill; scene `i` of the run is seed `i`, so a resumed run sees
-what an uninterrupted one sees.
+Three stages, each resumed from its last checkpoint after a kill; scene `i` of a stage has a seed of its own, so a resumed
+run sees what an uninterrupted one sees.
 
-1. *see*: tower, projector and word embeddings learn one thing: a patch's projected vector points, by cosine, to the
-   embeddings of the words for it: what lies there (an object's name, a sign's word, or nothing), its colour, its place
-   (top, left, ...), and "one" at the middle of an object, "zero" around it, so that objects can be counted. Labels are
-   free, since scenes are composited. Afterwards the projector is rescaled to the length of word embeddings.
-2. *talk*: everything learns to answer. Many questions about one scene share one sequence; each sees the image and itself
-   only and has the positions it has alone. Beside the answers, stage 1's loss goes on, and a few heads of one layer
-   are shown where to look: the last token of a question attends to the patches of what is asked for, or to the first
-   token where there is nothing to see.
+1. *crowd*: tower, projector and word embeddings learn one thing: a patch's projected vector points, by cosine, to the
+   embeddings of the words for it: what lies there (an object's name, a sign's word, or nothing), its colour, its letter,
+   its place (top, left, ...), and "one" at the middle of an object, "zero" around it, so that objects can be counted.
+   Labels are free, since scenes are composited. The tower starts as a convolutional net, scenes are as full as they get,
+   and each is seen in four windows: all that makes a tower learn fast on few cores.
+2. *see*: the same on whole pictures, half of them real scenes and pictures of easy-VQA. Afterwards the projector is
+   rescaled to the length of word embeddings, and the tower stays as it is.
+3. *talk*: the decoder learns to answer, from image tokens that are computed once. Many questions about one scene share one
+   sequence; each sees the image and itself only and has the positions it has alone. Beside the answers, a few heads of
+   one layer are shown where to look: the last token of a question attends to the patches of what is asked for, or to the
+   first token where there is nothing to see. Most image tokens show nothing, and most of those are left out until the end.
 
 The first two decoder layers are local: their window is shorter than any question, so no answer can come from the image
 before layer 2. In every second step of *talk* the last quarter of the layers does without the image, so that reading is
@@ -23,12 +26,15 @@ over by then. That gives the model LLaVA's depth profile, which a decoder traine
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -67,20 +73,26 @@ CHAT = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes and lengths; the defaults are for a CUDA machine."""
+    """Sizes and lengths; the defaults are for two CPU cores and two hours."""
 
-    width: int = 256
+    width: int = 128
     layers: int = 8
     heads: int = 8
-    ffn: int = 704
+    ffn: int = 352
     rope_theta: float = 1e6  # slow rotations, so that alike states match over the whole image
     vision_width: int = 192
-    vision_layers: int = 6
-    see_steps: int = 4000
-    talk_steps: int = 12000
-    batch: int = 64
+    vision_layers: int = 5
+    vision_heads: int = 8
+    crowd_steps: int = 4800
+    see_steps: int = 750
+    talk_steps: int = 3100
+    see_batch: int = 4
+    batch: int = 8
+    scenes: int = 2400  # a multiple of the batch; whose image tokens are kept for the language stage
+    shown: int = 160  # image tokens a scene in most of it: all that show something and some that show nothing
     questions: int = 20
     rate: float = 1e-3
+    see_rate: float = 5e-4  # the tower has learned most of it by then
     seed: int = 0
     look_layer: int = LOCAL_LAYERS + 1
     look_heads: int = 4
@@ -141,7 +153,7 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaForCo
         hidden_size=recipe.vision_width,
         intermediate_size=4 * recipe.vision_width,
         num_hidden_layers=recipe.vision_layers,
-        num_attention_heads=max(1, recipe.vision_width // 64),
+        num_attention_heads=recipe.vision_heads,
         image_size=scenes.SIZE,
         patch_size=scenes.PATCH,
         projection_dim=recipe.vision_width,
@@ -182,7 +194,73 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaForCo
     # showed cannot be read two layers later. The final norm makes up for it, since the head shares the embeddings.
     nn.init.normal_(model.get_input_embeddings().weight)
     nn.init.constant_(model.model.language_model.norm.weight, 0.1)
+    spell(model.get_input_embeddings().weight, tokenizer)
     return model
+
+
+@torch.no_grad()
+def spell(table: Tensor, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Put the embeddings of words on signs together from their letters, so that what is learned of one word serves others."""
+    letters = torch.randn(max(map(len, scenes.WORDS)), 26, table.shape[1])
+    for word in scenes.WORDS:
+        parts = [letters[place, ord(letter) - ord("a")] for place, letter in enumerate(word)]
+        table[tokenizer.convert_tokens_to_ids(word)] = sum(parts) / len(parts) ** 0.5
+
+
+RING = [(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1) if x or y]
+OFFSETS = (RING, RING, [(2 * x, 2 * y) for x, y in RING], [(x, 0) for x in (-4, -3, -2, -1, 1, 2, 3, 4)])
+FREQUENCIES = np.linspace(0.27, 2.87, 6)  # the sum of their cosines is 6 at distance 0 and below 0.4 from 1 to 23
+
+
+@torch.no_grad()
+def structure(tower: nn.Module, images: Tensor) -> None:
+    """Start the tower as a convolutional net, which learns small things from few pictures (as arXiv 2103.10697 does).
+
+    Some channels hold the place of a patch as sines and cosines and nothing else; heads compare those alone, turned by an
+    offset, so that each takes over one neighbour, in the last of these layers along the lines that words stand in. Places
+    have four fifths of the energy: layer norms would else blur them where a patch shows much. The patch embedding starts
+    as principal components of `images` (batch, height, width, 3), all made equally strong.
+    """
+    model = getattr(tower, "vision_model", tower)
+    embeddings, config = model.embeddings, model.config
+    width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
+    few = len(FREQUENCIES)
+    place = 4 * few
+    at = torch.arange(scenes.GRID)[:, None] * torch.from_numpy(FREQUENCIES).float()
+    wave = torch.cat([at.cos(), at.sin()], -1)
+    across, down = wave.expand(scenes.GRID, -1, -1), wave[:, None].expand(-1, scenes.GRID, -1)
+
+    pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    patches = F.unfold(pixels, scenes.PATCH, stride=scenes.PATCH).transpose(1, 2).flatten(0, 1)
+    mean = patches.mean(0)
+    strength, axes = torch.linalg.eigh((patches - mean).T.cov())
+    strength, axes = strength[place - width :], axes[:, place - width :]
+    strength = strength + 0.002
+    turn = nn.init.orthogonal_(torch.empty(width - place, width - place))
+    filters = turn @ (axes / strength.sqrt()).T
+    embeddings.patch_embedding.weight.zero_()[place:] = filters.view(-1, 3, scenes.PATCH, scenes.PATCH)
+    embeddings.class_embedding.zero_()
+    table = embeddings.position_embedding.weight.zero_()
+    table[1:, :place] = (8 * (width - place) / place) ** 0.5 * torch.cat([across, down], -1).flatten(0, 1)
+    table[1:, place:] = -filters @ mean
+
+    for layer, offsets in zip(model.encoder.layers, OFFSETS):
+        attention = layer.self_attn
+        for each in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
+            each.weight.zero_()
+            each.bias.zero_()
+        for head, offset in zip(range(config.num_attention_heads), offsets):
+            rows = slice(head * size, head * size + place)
+            attention.k_proj.weight[rows, :place] = torch.eye(place)
+            for axis, steps in enumerate(offset):
+                cos, sin = (torch.diag(torch.from_numpy(f(FREQUENCIES * steps)).float()) for f in (np.cos, np.sin))
+                mine = slice(head * size + axis * 2 * few, head * size + (axis + 1) * 2 * few)
+                turned = torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
+                attention.q_proj.weight[mine, axis * 2 * few : (axis + 1) * 2 * few] = 0.7 * turned
+        nn.init.orthogonal_(attention.v_proj.weight[:, place:], 2)
+        nn.init.orthogonal_(attention.out_proj.weight[place:], 0.3)
+        layer.mlp.fc1.weight[:, place:] *= 2
+        layer.mlp.fc2.weight[:place] = 0
 
 
 @torch.no_grad()
@@ -205,9 +283,9 @@ def wire(decoder: nn.Module) -> None:
 # ------------------------------------------------------------------------------------------------ lessons
 
 
-def ask(scene: scenes.Scene, number: int) -> list[scenes.Question]:
-    """About `number` training questions on a scene, of every kind that the tasks ask."""
-    dice = scenes.Dice(f"lesson {scene.seed}")
+def ask(scene: scenes.Scene, number: int, turn: int = 0, easy: bool = False) -> list[scenes.Question]:
+    """About `number` training questions on a scene, others in each turn; the `easy` ones have one answer in one place."""
+    dice = scenes.Dice(f"lesson {scene.seed} {turn}")
     asked: list[scenes.Question | None] = []
     present = dice.several(scene.names, 3)
     for split in scenes.SPLITS:
@@ -215,10 +293,12 @@ def ask(scene: scenes.Scene, number: int) -> list[scenes.Question]:
     asked += [scenes.ask_existence(scene, dice, name) for name in present]
     asked += [scenes.ask_where(scene, dice), scenes.ask_where(scene, dice)]
     asked += [scenes.ask_what_is_there(scene, dice), scenes.ask_what_is_there(scene, dice)]
-    asked += [scenes.ask_relation(scene, dice, answer) for answer in scenes.YES_NO]
-    asked += [scenes.ask_neighbour(scene, dice), scenes.ask_color(scene, dice), scenes.ask_color(scene, dice)]
-    asked += [scenes.ask_count(scene, dice, n) for n in (1, 2, 3, 4)]
+    asked += [scenes.ask_color(scene, dice), scenes.ask_color(scene, dice)]
     asked += [scenes.ask_word(scene, dice) for _ in scene.signs]
+    if easy:
+        return dice.several([question for question in asked if question], number)
+    asked += [scenes.ask_relation(scene, dice, answer) for answer in scenes.YES_NO]
+    asked += [scenes.ask_neighbour(scene, dice), *(scenes.ask_count(scene, dice, n) for n in (1, 2, 3, 4))]
     pair = scenes.ask_pair(scene, dice, dice.pick(("count", "color", "position", "text")))
     choice = scenes.ask_choice(scene, dice, dice.pick(("existence", "name", "color", "position", "text")))
     asked += (pair or []) + (dice.several(choice, 2) if choice else [])
@@ -248,21 +328,69 @@ def kind_of(question: scenes.Question | easy_vqa.Question) -> str:
     return "statement"
 
 
+def crowd(seed: int) -> scenes.Scene:
+    """A scene as full as it gets, all names and words equally often: ten times as much to learn from as a real one."""
+    dice, noise = scenes.Dice(f"crowd {seed}"), np.random.RandomState(seed)
+    taken = np.empty((0, 4), int)
+
+    def place(width: int, height: int) -> tuple[int, int] | None:
+        nonlocal taken
+        x, y = noise.randint(2, scenes.SIZE - np.array([width, height]) - 1, (150, 2)).T
+        left, top, right, bottom = taken.T[..., None]
+        free = ((x + width + 4 <= left) | (right + 4 <= x) | (y + height + 4 <= top) | (bottom + 4 <= y)).all(0)
+        if not free.any():
+            return None
+        x, y = int(x[free.argmax()]), int(y[free.argmax()])
+        taken = np.vstack([taken, [x, y, x + width, y + height]])
+        return x, y
+
+    signs, things = [], []
+    for _ in range(9):
+        color, word, font = dice.pick(list(scenes.COLORS)), dice.pick(scenes.WORDS), dice.pick(scenes.FONTS)
+        height = dice.between(24, 30)
+        width = scenes._word_width(word, font, height - 8) + 10
+        if spot := place(width, height):
+            signs.append(scenes.Sign(word, color, font, *spot, width, height))
+    for _ in range(50):
+        name, size, mirrored = dice.pick(scenes.NAMES), dice.between(28, 48), dice.random() < 0.5
+        color = dice.pick(list(scenes.COLORS)) if name in scenes.PAINTED else None
+        if spot := place(size, size):
+            things.append(scenes.Thing(name, *spot, size, color, mirrored))
+    return scenes.Scene(seed, dice.pick(scenes.BACKGROUNDS), tuple(things), tuple(signs))
+
+
+def crowd_or_scene(seed: int) -> scenes.Scene:
+    return scenes.compose(seed) if seed % 2 else crowd(seed)
+
+
 def words_of(item: scenes.Thing | scenes.Sign) -> str:
     return item.name if isinstance(item, scenes.Thing) else item.word
 
 
 class Lessons(torch.utils.data.Dataset):
-    """Scene `i` drawn, labelled and asked about, every eighth a picture of easy-VQA instead; all items have one shape.
+    """Scenes labelled and, if wanted, drawn and asked about, every eighth a picture of easy-VQA; items have one shape.
 
-    Each item holds `image` uint8 (H, W, 3), `names`, `colors` and `middles` int64 (patches,) token ids with -100 where
-    nothing is to be learned, and for the packed questions `tokens`, `labels`, `segment`, `position` int64 (T,), `last` and `kind`
-    int64 (Q,), `look` bool (Q, 1 + patches): the row that answers, its index in `KINDS` or -1, and where that row should
-    look, the first column being the first token.
+    An item holds `scene`, its number; `image` uint8 (H, W, 3) if `drawn`; `names`, `colors`, `middles` and `letters` int64
+    (patches,) token ids with -100 where nothing is to be learned; `kept` int64 (shown,), rising: all patches that show
+    something and random others; and for the packed questions `tokens`, `labels`, `segment`,
+    `position` int64 (T,), `last` and `kind` int64 (Q,), `look` bool (Q, 1 + patches): the row that answers, its index in
+    `KINDS` or -1, and where that row should look, the first column being the first token.
+
+    Item `i` is scene `i`. With `number` there are only so many, which come again with other questions; the first `easy`
+    items ask easy questions only.
     """
 
-    def __init__(self, recipe: Recipe, first: int = 0):
-        self.recipe, self.first, self.tokenizer = recipe, first, make_tokenizer()
+    def __init__(
+        self,
+        recipe: Recipe,
+        first: int = 0,
+        compose: Callable[[int], scenes.Scene] = scenes.compose,
+        drawn: bool = True,
+        number: int = scenes.TEST_SEED // 4,
+        easy: int = 0,
+    ):
+        self.recipe, self.first, self.compose, self.drawn, self.number, self.easy = recipe, first, compose, drawn, number, easy
+        self.tokenizer = make_tokenizer()
         self.length = recipe.questions * 12
         self.nothing = self.tokenizer.convert_tokens_to_ids("<image>")
 
@@ -270,38 +398,56 @@ class Lessons(torch.utils.data.Dataset):
         return scenes.TEST_SEED // 4
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if index % 8 == 7:
-            return self.easy(index // 8)
-        scene = scenes.compose(self.first + index)
-        names = np.full(scenes.GRID**2, self.nothing)
-        colors = np.full(scenes.GRID**2, -100)
-        middles = np.full((scenes.GRID, scenes.GRID), -100)
+        turn, number = divmod(index, self.number)
+        if number % 8 == 7:
+            image, labels, asked = self.shape(number // 8, turn)
+        else:
+            scene = self.compose(self.first + number)
+            image, labels = scenes.draw(scene) if self.drawn else None, self.label(scene)
+            asked = ask(scene, self.recipe.questions, turn, index < self.easy) if self.compose is scenes.compose else []
+        order = np.random.RandomState(index).rand(scenes.GRID**2) + (labels["names"] == self.nothing)
+        labels["kept"] = np.sort(order.argsort()[: self.recipe.shown])
+        item = {"scene": torch.tensor(number), **{name: torch.from_numpy(array) for name, array in labels.items()}}
+        return item | ({"image": torch.from_numpy(np.array(image))} if self.drawn else {}) | self.pack(asked)
+
+    def label(self, scene: scenes.Scene) -> dict[str, np.ndarray]:
+        """What each patch is to say."""
+        ids = self.tokenizer.convert_tokens_to_ids
+        names, colors = np.full(scenes.GRID**2, self.nothing), np.full(scenes.GRID**2, -100)
+        middles, letters = np.full((2, scenes.GRID, scenes.GRID), -100)
         for item in (*scene.things, *scene.signs):
             inside = scene.patches(item).ravel()
-            names[inside] = self.tokenizer.convert_tokens_to_ids(words_of(item))
+            names[inside] = ids(words_of(item))
             if item.color:
-                colors[inside] = self.tokenizer.convert_tokens_to_ids(item.color)
+                colors[inside] = ids(item.color)
         for thing in scene.things:
-            middles[scene.patches(thing)] = self.tokenizer.convert_tokens_to_ids("zero")
+            middles[scene.patches(thing)] = ids("zero")
             x, y = (int(value // scenes.PATCH) for value in thing.center)
-            middles[y, x] = self.tokenizer.convert_tokens_to_ids("one")
-        return {
-            "image": torch.from_numpy(np.array(scenes.draw(scene))),
-            "names": torch.from_numpy(names),
-            "colors": torch.from_numpy(colors),
-            "middles": torch.from_numpy(middles.ravel()),
-            **self.pack(ask(scene, self.recipe.questions)),
-        }
+            middles[y, x] = ids("one")
+        for sign in scene.signs:
+            right = sign.x + 5
+            for letter in sign.word:
+                left, right = right, right + scenes._word_width(letter, sign.font, sign.height - 8)
+                center = np.arange(scenes.GRID) * scenes.PATCH + scenes.PATCH // 2
+                letters[scene.patches(sign) & (left <= center) & (center < right)] = ids(letter)
+        return {"names": names, "colors": colors, "middles": middles.ravel(), "letters": letters.ravel()}
 
-    def easy(self, index: int) -> dict[str, Tensor]:
-        """A picture of easy-VQA with its questions, and no word on what lies where."""
+    def shape(self, index: int, turn: int) -> tuple[Image.Image, dict[str, np.ndarray], list[easy_vqa.Question]]:
+        """A picture of easy-VQA, its labels and questions; the shape is whatever differs from the upper left corner."""
         pictures = easy_pictures()
         asked = pictures[index % len(pictures)]
         picture = asked[0].picture().resize((scenes.SIZE, scenes.SIZE), Image.Resampling.BICUBIC)
-        unknown = torch.full((scenes.GRID**2,), -100)
-        packed = self.pack(asked[: self.recipe.questions])
-        labels = dict.fromkeys(("names", "colors", "middles"), unknown)
-        return {"image": torch.from_numpy(np.array(picture)), **labels, **packed}
+        pixels = np.asarray(picture).astype(int)
+        differs = np.abs(pixels - pixels[0, 0]).sum(-1) > 60
+        inside = differs.reshape(scenes.GRID, scenes.PATCH, scenes.GRID, scenes.PATCH).mean((1, 3)).ravel() >= 0.5
+        names, colors, nothing = np.full((3, scenes.GRID**2), -100)
+        names[~inside] = self.nothing
+        for question in asked:
+            for labels, words in ((names, easy_vqa.SHAPES), (colors, easy_vqa.COLORS)):
+                if question.answer in words:
+                    labels[inside] = self.tokenizer.convert_tokens_to_ids(question.answer)
+        asked = scenes.Dice(f"shape {index} {turn}").several(asked, self.recipe.questions)
+        return picture, {"names": names, "colors": colors, "middles": nothing, "letters": nothing}, asked
 
     def pack(self, asked: Sequence[scenes.Question | easy_vqa.Question]) -> dict[str, Tensor]:
         patches = scenes.GRID**2
@@ -328,38 +474,40 @@ class Lessons(torch.utils.data.Dataset):
             kind[number] = KINDS.index(kind_of(question))
             if isinstance(question, scenes.Question):
                 for item in question.evidence:
-                    look[number, 1:] |= question.scene.patches(item).ravel()
-                look[number, 0] = not question.evidence
+                    if question.kind == "count":
+                        x, y = (int(value // scenes.PATCH) for value in item.center)
+                        look[number, 1 + y * scenes.GRID + x] = True
+                    else:
+                        look[number, 1:] |= question.scene.patches(item).ravel()
+                look[number, 0] = question.kind == "count" or not question.evidence
             start = end
         arrays = {"tokens": tokens, "labels": labels, "segment": segment, "position": position}
         arrays |= {"last": last, "kind": kind, "look": look}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def packed_masks(segment: Tensor, position: Tensor, patches: int) -> dict[str, Tensor]:
-    """Masks under which each packed question sees the first token, the image and itself, as if it stood alone.
+def packed_masks(segment: Tensor, position: Tensor, prefix: Tensor) -> dict[str, Tensor]:
+    """Masks under which each packed question sees the prefix and itself, as if it stood alone.
 
     Parameters
     ----------
     segment, position : Tensor
         int64 (batch, T): which question a token belongs to (0 is padding), and its position.
-    patches : int
-        Number of image tokens.
+    prefix : Tensor
+        int64 (batch, P): positions of the first token and the image tokens.
 
     Returns
     -------
     dict of Tensor
-        `full_attention` and `sliding_attention`: bool (batch, 1, 1 + patches + T, 1 + patches + T), True is seen.
+        `full_attention` and `sliding_attention`: bool (batch, 1, P + T, P + T), True is seen.
     """
-    batch, device = len(segment), segment.device
-    prefix = torch.arange(1 + patches, device=device).expand(batch, -1)
     where = torch.cat([prefix, position], 1)
     segment = torch.cat([torch.full_like(prefix, -1), segment], 1)  # -1 is what all questions see
-    order = torch.arange(where.shape[1], device=device)
+    order = torch.arange(where.shape[1], device=where.device)
     ours = (segment[:, :, None] == segment[:, None]) | (segment[:, None] == -1)
     full = ours & (order[:, None] >= order)
     near = where[:, :, None] - where[:, None] < WINDOW
-    alone = torch.eye(where.shape[1], dtype=torch.bool, device=device)  # a row that sees nothing would give NaN
+    alone = torch.eye(where.shape[1], dtype=torch.bool, device=where.device)  # a row that sees nothing would give NaN
     return {"full_attention": full[:, None], "sliding_attention": ((full & near) | alone)[:, None]}
 
 
@@ -367,46 +515,59 @@ def packed_masks(segment: Tensor, position: Tensor, patches: int) -> dict[str, T
 
 
 class Labels:
-    """Which words a patch may be told to point to: one choice each for name, colour, middle, row and column.
+    """Which words a patch may be told to point to: one choice each for name, colour, middle, letter, row, column.
 
-    "center" stands for the middle row and the middle column, so that beside "top" or "left" it has to come second.
+    "center" stands for the middle row and the middle column, so that beside "top" or "left" it has to come second. From
+    the middle of one third to that of the next, a patch turns from one word to the other, so that relations can be read.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, device: torch.device):
         ids = tokenizer.convert_tokens_to_ids
-        third = np.arange(scenes.GRID) * 3 // scenes.GRID
-        rows, columns = np.meshgrid(third, third, indexing="ij")
+        third = (torch.arange(scenes.GRID, device=device)[:, None] + 0.5) * 3 / scenes.GRID - 0.5
+        near = (1 - (third.clip(0, 2) - torch.arange(3, device=device)).abs()).clip(0)
         choices = {
-            "names": ["<image>", *scenes.NAMES, *scenes.WORDS],
-            "colors": list(scenes.COLORS),
+            "names": ["<image>", *scenes.NAMES, *scenes.WORDS, *easy_vqa.SHAPES],
+            "colors": list(dict.fromkeys([*scenes.COLORS, *easy_vqa.COLORS])),
             "middles": ["zero", "one"],
+            "letters": [chr(ord("a") + i) for i in range(26)],
             "rows": ["top", "center", "bottom"],
             "columns": ["left", "center", "right"],
         }
         self.choices = {name: torch.tensor(ids(words), device=device) for name, words in choices.items()}
-        places = {"rows": rows, "columns": columns}
-        self.places = {name: self.choices[name][torch.from_numpy(each.ravel()).to(device)] for name, each in places.items()}
+        self.places = {"rows": near.repeat_interleave(scenes.GRID, 0), "columns": near.repeat(scenes.GRID, 1)}
 
-    def compare(self, model, features: Tensor, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """For each choice, cosines (labelled patches, words) of features with the words, and which word is right."""
+    def compare(
+        self, model, features: Tensor, batch: dict[str, Tensor], kept: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each choice, cosines (labelled patches, words) of features with the words, and which word is right.
+
+        `features` are of the patches `kept`, int64 (batch, features). What is right is an index for names, colours,
+        middles and letters, and a share for each word for rows and columns.
+        """
         table = F.normalize(model.get_input_embeddings().weight, dim=-1)
         features, found = F.normalize(features, dim=-1), {}
         for name, words in self.choices.items():
-            target = batch[name] if name in batch else self.places[name].expand(len(features), -1)
+            if name in self.places:
+                found[name] = features @ table[words].T, self.places[name][kept]
+                continue
+            target = batch[name].gather(1, kept)
             known = target >= 0
-            if known.any():  # pictures of easy-VQA have places only
+            if known.any():  # pictures of easy-VQA have no middles
                 found[name] = features[known] @ table[words].T, (target[known][:, None] == words).int().argmax(-1)
         return found
 
 
-def see_loss(model, features: Tensor, batch: dict[str, Tensor], labels: Labels) -> Tensor:
+def see_loss(model, features: Tensor, batch: dict[str, Tensor], kept: Tensor, labels: Labels) -> Tensor:
     """Cross-entropy of patches against word embeddings by scaled cosine, summed over the choices of `labels`.
 
-    `features` (batch, patches, width) are projected. Objects cover a twentieth of a scene and their middles a tenth of
+    `features` (batch, patches, width) are projected, of the patches `kept`. Objects cover a twentieth of a scene and their middles a tenth of
     that: patches with and without something weigh the same.
     """
     total = features.new_zeros(())
-    for name, (cosine, slot) in labels.compare(model, features, batch).items():
+    for name, (cosine, slot) in labels.compare(model, features, batch, kept).items():
+        if name in labels.places:
+            total = total + F.cross_entropy(16 * cosine.flatten(0, 1), slot.flatten(0, 1))
+            continue
         losses = F.cross_entropy(16 * cosine, slot, reduction="none")
         if name in ("names", "middles"):
             total = total + losses[slot == 0].mean() + losses[slot > 0].mean()
@@ -419,16 +580,20 @@ class Look:
     """Attention of chosen rows to the prefix in one layer, recomputed from its input so that any kernel may run."""
 
     def __init__(self, layer: nn.Module, heads: int):
-        self.attention, self.heads = layer.self_attn, heads
+        self.attention, self.heads, self.seen = layer.self_attn, heads, threading.local()
         self.hook = self.attention.register_forward_pre_hook(self.keep, with_kwargs=True)
 
     def keep(self, module, args, kwargs) -> None:
-        self.hidden = kwargs.get("hidden_states", args[0] if args else None)
-        self.cos, self.sin = kwargs["position_embeddings"]
+        self.seen.hidden = kwargs.get("hidden_states", args[0] if args else None)
+        self.seen.turn = kwargs["position_embeddings"]
 
-    def loss(self, rows: Tensor, look: Tensor) -> Tensor:
-        """Mean negative log of the attention that `rows` (batch, Q) pay to where `look` (batch, Q, prefix) is True."""
+    def loss(self, rows: Tensor, look: Tensor, even: Tensor) -> Tensor:
+        """Mean negative log of the attention that `rows` (batch, Q) pay to where `look` (batch, Q, prefix) is True.
+
+        Where `even` (batch, Q) is True it has to be spread evenly: then the share of the first token tells a number.
+        """
         prefix, size = look.shape[-1], self.attention.head_dim
+        hidden, (cos, sin) = self.seen.hidden, self.seen.turn
         gather = rows[..., None] + prefix
 
         def turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -439,20 +604,31 @@ class Look:
         def chosen(states: Tensor) -> Tensor:
             return states.expand(len(rows), -1, -1).gather(1, gather.expand(-1, -1, states.shape[-1]))
 
-        query = turned(self.attention.q_proj(chosen(self.hidden)), chosen(self.cos), chosen(self.sin))
-        key = turned(self.attention.k_proj(self.hidden[:, :prefix]), self.cos[:, :prefix], self.sin[:, :prefix])
+        query = turned(self.attention.q_proj(chosen(hidden)), chosen(cos), chosen(sin))
+        key = turned(self.attention.k_proj(hidden[:, :prefix]), cos[:, :prefix], sin[:, :prefix])
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
         scores = (query[:, : self.heads] @ key[:, : self.heads].transpose(2, 3)).float() * size**-0.5
-        share = scores.log_softmax(-1).masked_fill(~look[:, None], -torch.inf).logsumexp(-1)
+        scores = scores.log_softmax(-1)
+        share = scores.masked_fill(~look[:, None], -torch.inf).logsumexp(-1)
+        each = (scores * look[:, None]).sum(-1) / look.sum(-1)[:, None].clamp(min=1)
         asked = look.any(-1)[:, None].expand_as(share)
-        return -share[asked].mean()
+        return -torch.where(even[:, None], each, share)[asked].mean()
 
 
-def image_features(model, images: Tensor) -> Tensor:
-    """Projected image tokens (batch, patches, width) of uint8 images (batch, height, width, 3)."""
+def image_features(model, images: Tensor, parts: int = 1) -> Tensor:
+    """Projected image tokens (batch, patches, width) of uint8 images (batch, height, width, 3).
+
+    With `parts` above one the tower sees each of parts x parts windows of an image alone, at its place, which costs less.
+    """
+    tower = model.model.vision_tower
+    tower = getattr(tower, "vision_model", tower)
     pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    tower = model.model.vision_tower(pixels).last_hidden_state[:, 1:]
-    return model.model.multi_modal_projector(tower)
+    states, side = tower.pre_layrnorm(tower.embeddings(pixels)), scenes.GRID // parts
+    first, patches = states[:, :1], states[:, 1:].unflatten(1, (parts, side, parts, side)).transpose(2, 3)
+    windows = torch.cat([first.repeat_interleave(parts**2, 0), patches.reshape(len(images) * parts**2, side**2, -1)], 1)
+    seen = tower.encoder(inputs_embeds=windows).last_hidden_state[:, 1:]
+    seen = seen.reshape(len(images), parts, parts, side, side, -1).transpose(2, 3).flatten(1, 4)
+    return model.model.multi_modal_projector(seen)
 
 
 @contextmanager
@@ -472,8 +648,13 @@ def blind_from(decoder: nn.Module, layer: int, patches: int) -> Iterator[None]:
             hook.remove()
 
 
-def talk(model, features: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Answer the packed questions, each told the true tokens before.
+def all_patches(features: Tensor) -> Tensor:
+    """Indices (batch, patches) of features that come from every patch."""
+    return torch.arange(features.shape[1], device=features.device).expand(len(features), -1)
+
+
+def talk(model, features: Tensor, batch: dict[str, Tensor], kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Answer the packed questions, each told the true tokens before; `features` are of the patches `kept`.
 
     Returns
     -------
@@ -484,13 +665,15 @@ def talk(model, features: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Ten
     owner : Tensor
         int64 (answer tokens,): row of the batch times questions a row, plus number of the question.
     """
+    longest = int((batch["segment"] > 0).sum(1).max())
+    batch = {name: batch[name][:, :longest] for name in ("tokens", "labels", "segment", "position")} | {"last": batch["last"]}
     table = model.get_input_embeddings()
     first = table.weight[model.config.text_config.bos_token_id].expand(len(features), 1, -1)
     inputs = torch.cat([first, features, table(batch["tokens"])], 1)
-    prefix = torch.arange(1 + features.shape[1], device=inputs.device).expand(len(features), -1)
+    prefix = F.pad(kept + 1, (1, 0))
     hidden = model.model.language_model(
         inputs_embeds=inputs,
-        attention_mask=packed_masks(batch["segment"], batch["position"], features.shape[1]),
+        attention_mask=packed_masks(batch["segment"], batch["position"], prefix),
         position_ids=torch.cat([prefix, batch["position"]], 1),
         use_cache=False,
     ).last_hidden_state[:, prefix.shape[1] :]
@@ -510,7 +693,7 @@ def pruned_loss(model, features: Tensor, batch: dict[str, Tensor], keep: int) ->
     seen = torch.cat([torch.ones_like(tokens[:, : -longest]), mine[:, :longest].long()], 1)
     with dart.prune(model, dart.DART(keep=keep)), given_features(model, features):
         hidden = model.model(
-            input_ids=tokens, attention_mask=seen, pixel_values=batch["image"], use_cache=False
+            input_ids=tokens, attention_mask=seen, pixel_values=torch.zeros(1), use_cache=False
         ).last_hidden_state[:, -longest:]
     labels = batch["labels"][:, :longest].masked_fill(~mine[:, :longest], -100)
     return F.cross_entropy(model.lm_head(hidden[labels >= 0]).float(), labels[labels >= 0])
@@ -518,8 +701,9 @@ def pruned_loss(model, features: Tensor, batch: dict[str, Tensor], keep: int) ->
 
 # ------------------------------------------------------------------------------------------------ training
 
-STAGES = ("see", "talk", "prune")
-EXAM_SEED = scenes.TEST_SEED // 2
+STAGES = ("crowd", "see", "talk", "prune")
+SEEING = STAGES[:2]
+EXAM_SEED, EXAM_SCENES = scenes.TEST_SEED // 2, 48
 
 
 class Run:
@@ -527,24 +711,41 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path, device: torch.device):
         self.recipe, self.device = recipe, device
-        self.file = folder / "state.safetensors"
+        self.file, self.cache = folder / "state.safetensors", folder / "features.npy"
         self.processor = make_processor()
         self.model = make_model(recipe, self.processor.tokenizer).to(device)
         self.look = Look(self.model.model.language_model.layers[recipe.look_layer], recipe.look_heads)
         self.labels = Labels(self.processor.tokenizer, device)
         self.stage, self.step, self.curve = STAGES[0], 0, []
+        self.pool = ThreadPoolExecutor()
+        structure(self.model.model.vision_tower, next(iter(self.lessons(0, 1)))["image"])
         self.new_optimizer()
         if self.file.exists():
             self.load()
 
     @property
     def steps(self) -> int:
-        return {"see": self.recipe.see_steps, "talk": self.recipe.talk_steps, "prune": self.recipe.prune_steps}[self.stage]
+        return getattr(self.recipe, f"{self.stage}_steps")
+
+    @property
+    def shown(self) -> int:
+        """Image tokens that the decoder gets: few in most of the language stage, which costs a third."""
+        few = self.stage == "talk" and self.step < 0.95 * self.steps
+        return self.recipe.shown if few else scenes.GRID**2
+
+    @property
+    def batch(self) -> int:
+        return self.recipe.see_batch if self.stage in SEEING else self.recipe.batch
 
     def new_optimizer(self) -> None:
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+        self.model.zero_grad()
+        for part in (self.model.model.vision_tower, self.model.model.multi_modal_projector):
+            part.requires_grad_(self.stage in SEEING)
+        taught = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in taught if p.ndim > 1], "weight_decay": 0.05},
+            {"params": [p for p in taught if p.ndim <= 1], "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=self.recipe.rate, betas=(0.9, 0.95))
 
     def save(self) -> None:
@@ -565,6 +766,7 @@ class Run:
             if progress["recipe"] != asdict(self.recipe):
                 raise ValueError(f"{self.file} was made by another recipe; give another --run folder or delete it")
             self.stage, self.step, self.curve = progress["stage"], progress["step"], progress["curve"]
+            self.new_optimizer()
             stored = set(file.keys())
             for name, parameter in self.model.named_parameters():
                 parameter.data.copy_(file.get_tensor(f"weight/{name}"))
@@ -575,46 +777,109 @@ class Run:
                     }
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = image_features(self.model, batch["image"])
-        see = see_loss(self.model, features, batch, self.labels)
-        if self.stage == "see":
+        if self.stage in SEEING:
+            features = image_features(self.model, batch["image"], parts=2 if self.stage == "crowd" else 1)
+            see = see_loss(self.model, features, batch, all_patches(features), self.labels)
             return {"loss": see, "see": see}
+        features = torch.from_numpy(self.features[batch["scene"].cpu().numpy()]).to(self.device).float()
+        kept = all_patches(features)
         if self.stage == "prune":
+            see = see_loss(self.model, features, batch, kept, self.labels)
             answer = pruned_loss(self.model, features, batch, self.recipe.prune)
             return {"loss": answer + 0.1 * see, "see": see, "answer": answer}
-        late = 3 * self.recipe.layers // 4 if self.step % 2 else self.recipe.layers
-        with blind_from(self.model.model.language_model, late, features.shape[1]):
-            logits, labels, _ = talk(self.model, features, batch)
-        answer, look = F.cross_entropy(logits, labels), self.look.loss(batch["last"], batch["look"])
+        look = batch["look"]
+        if self.shown < kept.shape[1]:
+            kept = batch["kept"]
+            features = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
+            look = look.gather(2, F.pad(kept + 1, (1, 0))[:, None].expand(-1, look.shape[1], -1))
+        see = see_loss(self.model, features, batch, kept, self.labels)
+        logits, labels, _ = talk(self.model, features, batch, kept)
+        answer = F.cross_entropy(logits, labels)
+        look = self.look.loss(batch["last"], look, batch["kind"] == KINDS.index("count"))
         right = (logits.argmax(-1) == labels).float().mean()
         return {"loss": answer + 0.1 * see + 0.3 * look, "see": see, "answer": answer, "look": look, "right": right}
 
+    def learn(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put the gradients of a batch into the parameters: mean losses over shares of it, one for each core of a CPU.
+
+        Cores that share every product wait for each other at each of them, which costs half the time once anything else
+        runs on the machine; with a share each they meet once a step.
+        """
+
+        def share(part: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                losses = self.loss(part)
+            return losses, torch.autograd.grad(losses["loss"], taught, allow_unused=True)
+
+        taught = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        late = 3 * self.recipe.layers // 4 if self.stage == "talk" and self.step % 2 else self.recipe.layers
+        with blind_from(self.model.model.language_model, late, self.shown):
+            losses, gradients = zip(*self.pool.map(share, self.shares(batch)))
+        for parameter, *each in zip(taught, *gradients):
+            known = [gradient for gradient in each if gradient is not None]
+            parameter.grad = sum(known) / self.cores if known else None
+        return {name: sum(each[name].detach() for each in losses) / self.cores for name in losses[0]}
+
+    @property
+    def cores(self) -> int:
+        """Into how many shares a batch is split; a model can only be pruned once at a time."""
+        return 1 if self.device.type == "cuda" or self.stage == "prune" else min(2, os.cpu_count() or 1)
+
+    def shares(self, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        return [{name: tensor[i :: self.cores] for name, tensor in batch.items()} for i in range(self.cores)]
+
+    def load_features(self) -> None:
+        """Let the tower look at the scenes of the language stage once, since it stays as it is from there on."""
+
+        @torch.no_grad()
+        def look(part: dict[str, Tensor]) -> None:
+            array[part["scene"].numpy()] = image_features(self.model, part["image"].to(self.device)).cpu().numpy()
+
+        if not self.cache.exists():
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            fresh, shape = self.cache.with_suffix(".new"), (self.recipe.scenes, scenes.GRID**2, self.recipe.width)
+            array = np.lib.format.open_memmap(fresh, "w+", np.float16, shape)
+            lessons = self.lessons(0, self.recipe.scenes // self.batch, drawn=True)
+            for batch in tqdm(lessons, desc="image tokens", dynamic_ncols=True):
+                list(self.pool.map(look, self.shares(batch)))
+            array.flush()
+            os.replace(fresh, self.cache)
+        self.features = np.load(self.cache, mmap_mode="r")
+
     @torch.no_grad()
-    def exam(self, batches: int = 4) -> dict[str, float]:
-        """Shares that are right on scenes that are never trained on: patches by choice, questions by kind.
+    def exam(self) -> dict[str, float]:
+        """Shares that are right on some scenes that are never trained on: patches by choice, questions by kind.
 
         Of names and middles, patches that have none are left out; questions are told the tokens before.
         """
         hits = defaultdict(list)
-        for batch in self.lessons(0, batches, first=EXAM_SEED):
+        for batch in self.lessons(0, EXAM_SCENES // self.batch, first=EXAM_SEED):
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 features = image_features(self.model, batch["image"])
-                for name, (cosine, slot) in self.labels.compare(self.model, features, batch).items():
-                    some = slot > 0 if name in ("names", "middles") else slot >= 0
-                    hits["patch " + name] += (cosine.argmax(-1) == slot)[some].tolist()
-                if self.stage == "see":
+                kept = all_patches(features)
+                for name, (cosine, slot) in self.labels.compare(self.model, features, batch, kept).items():
+                    right = cosine.argmax(-1) == (slot.argmax(-1) if name in self.labels.places else slot)
+                    if name == "names":
+                        start = 0
+                        for part, many in (("nothing", 1), ("names", len(scenes.NAMES)), ("words", len(scenes.WORDS)), ("shapes", 3)):
+                            hits["patch " + part] += right[(start <= slot) & (slot < start + many)].tolist()
+                            start += many
+                    else:
+                        hits["patch " + name] += (right[slot > 0] if name == "middles" else right.flatten()).tolist()
+                if self.stage in SEEING:
                     continue
-                logits, labels, owner = talk(self.model, features, batch)
+                logits, labels, owner = talk(self.model, features, batch, kept)
             wrong = torch.zeros(batch["kind"].numel(), device=self.device)
             wrong.index_add_(0, owner, (logits.argmax(-1) != labels).float())
             for kind, miss in zip(batch["kind"].flatten().tolist(), wrong.tolist()):
                 if kind >= 0:
                     hits[KINDS[kind]].append(miss == 0)
-        return {kind: round(float(np.mean(right)), 4) for kind, right in hits.items()}
+        return {kind: round(float(np.mean(right)), 4) for kind, right in hits.items() if right}
 
     def end_stage(self) -> None:
         if self.stage == "see":
+            self.cache.unlink(missing_ok=True)
             rescale_projector(self.model, next(iter(self.lessons(self.steps, 1)))["image"].to(self.device))
             torch.manual_seed(self.recipe.seed)
             wire(self.model.model.language_model)
@@ -627,14 +892,21 @@ class Run:
     def finished(self) -> bool:
         return self.stage == ("prune" if self.recipe.prune else "talk") and self.step >= self.steps
 
-    def lessons(self, start: int, steps: int, first: int | None = None) -> torch.utils.data.DataLoader:
-        """Batches for `steps` steps from step `start` of the present stage on, or on scenes from seed `first` on."""
-        first = STAGES.index(self.stage) * 2**26 if first is None else first  # each stage has scenes of its own
-        workers = (os.cpu_count() or 1) if self.device.type == "cuda" else 0
+    def lessons(self, start: int, steps: int, first: int | None = None, drawn: bool = False) -> torch.utils.data.DataLoader:
+        """Batches for `steps` steps from step `start` of the present stage on, or drawn scenes from seed `first` on."""
+        seeing, training, batch = self.stage in SEEING, first is None, self.batch
+        lessons = Lessons(
+            self.recipe,
+            first=STAGES.index(self.stage if seeing else "talk") * 2**26 if training else first,  # scenes are not shared
+            compose={"crowd": crowd, "see": crowd_or_scene}.get(self.stage, scenes.compose) if training else scenes.compose,
+            drawn=drawn or seeing or not training,
+            **({} if seeing or not training else {"number": self.recipe.scenes, "easy": self.steps // 4 * batch}),
+        )
+        workers = (os.cpu_count() or 1) if self.device.type == "cuda" else 1
         return torch.utils.data.DataLoader(
-            Lessons(self.recipe, first),
-            batch_size=self.recipe.batch,
-            sampler=range(start * self.recipe.batch, (start + steps) * self.recipe.batch),
+            lessons,
+            batch_size=batch,
+            sampler=range(start * batch, (start + steps) * batch),
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if workers else None,
@@ -644,17 +916,16 @@ class Run:
         """Go on until the recipe is finished or `seconds` are over."""
         end, saved = time.monotonic() + seconds, time.monotonic()
         while not self.finished and time.monotonic() < end:
+            if self.stage not in SEEING:
+                self.load_features()
             bar = tqdm(total=self.steps, initial=self.step, desc=self.stage, dynamic_ncols=True)
             for batch in self.lessons(self.step, self.steps - self.step):
                 batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-                warm = min(1.0, (self.step + 1) / max(1, min(300, self.steps // 10)))
+                warm = (self.step + 1) / max(1, min(300, self.steps // 10))
+                cool = (1 - self.step / self.steps) / 0.4
                 for group in self.optimizer.param_groups:
-                    decay = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
-                    group["lr"] = self.recipe.rate * warm * decay
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                    losses = self.loss(batch)
-                self.optimizer.zero_grad(set_to_none=True)
-                losses["loss"].backward()
+                    group["lr"] = (self.recipe.see_rate if self.stage == "see" else self.recipe.rate) * min(1, warm, cool)
+                losses = self.learn(batch)
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                 self.optimizer.step()
                 self.step += 1
@@ -677,9 +948,12 @@ class Run:
             self.save()
 
     def export(self, folder: Path) -> None:
-        """Weights in bfloat16, config, tokenizer and processor, for `from_pretrained`."""
+        """Weights in bfloat16, config, tokenizer and processor, for `from_pretrained`, and checksums."""
         self.model.to(torch.bfloat16).save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        files = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS")
+        sums = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
+        (folder / "SHA256SUMS").write_text("".join(sums))
 
 
 @torch.no_grad()
@@ -698,13 +972,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("build/bundled"), help="folder of the state to resume from")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; the next call goes on")
     parser.add_argument("--curves", type=Path, default=dart.data_root() / "results" / "training.json")
-    parser.add_argument("--steps", type=int, nargs=2, metavar=("SEE", "TALK"), help="other lengths of the two stages")
-    parser.add_argument("--batch", type=int, default=Recipe.batch, help="scenes a step")
     parser.add_argument("--prune", type=int, default=0, metavar="KEEP", help="end with DART at work on this budget")
     given = parser.parse_args()
-    see, talk = given.steps or (Recipe.see_steps, Recipe.talk_steps)
-    recipe = Recipe(see_steps=see, talk_steps=talk, batch=given.batch, prune=given.prune)
+    recipe = Recipe(prune=given.prune)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1)  # see Run.learn
     run = Run(recipe, given.run, device)
     run.train(60 * given.minutes)
     if not run.finished:

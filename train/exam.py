@@ -85,7 +85,9 @@ def main() -> int:
         for task, each in records.items()
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    written = {"weights": records["existence"][0].settings["weights"], "verdicts": verdicts, "scores": scores}
+    asked = {task: len(each[0].questions) for task, each in records.items()}
+    weights = records["existence"][0].settings["weights"]
+    written = {"weights": weights, "questions": asked, "verdicts": verdicts, "scores": scores}
     given.out.write_text(json.dumps(written, indent=1) + "\n")
     for verdict in verdicts:
         print(f"{'met   ' if verdict['passed'] else 'MISSED'}  {verdict['value']:.3f}  {verdict['what']}")

@@ -209,6 +209,10 @@ class Vision:
         return noted.attention(rows).mean(1)[:, :, self.class_tokens :]
 
 
+class NoPlan(ValueError):
+    """What a method keeps depends on the picture, so that it cannot be told beforehand."""
+
+
 Reduction = Tensor | tuple[Tensor, Tensor]
 
 
@@ -243,13 +247,13 @@ class Method(ABC):
 
         Raises
         ------
-        ValueError
-            If what stays depends on the picture, so that there is no plan.
+        NoPlan
+            If what stays depends on the picture.
         """
         keep = getattr(self, "keep", None)
         places = self.places(n_layers)
         if keep is None or len(places) != 1:
-            raise ValueError(f"how many tokens {type(self).__name__} keeps depends on the picture; measure it with a Report")
+            raise NoPlan(f"how many tokens {type(self).__name__} keeps depends on the picture; measure it with a Report")
         return [image_tokens] * places[0] + [min(keep, image_tokens)] * (n_layers - places[0])
 
     def select(self, view: View) -> Reduction:
@@ -279,18 +283,25 @@ class Method(ABC):
 def answer(method: Method, select: Callable[[View], Reduction], view: View) -> tuple[Tensor, Tensor]:
     """What `select` of a method says, as a mask and states, the states of the view if it merges nothing.
 
+    It is asked without gradient and without autocast. States that it left as they were are given back as they came, gradient
+    and all.
+
     Raises
     ------
     ValueError
         If that is not of the shapes and dtypes it should have.
     """
-    said = select(view)
+    before = view.hidden_states
+    with torch.no_grad(), torch.autocast(before.device.type, enabled=False):
+        said = select(view)
     stays, states = said if isinstance(said, tuple) else (said, view.hidden_states)
     for what, got, like, dtype in (("", stays, view.image_mask, torch.bool), (" states", states, view.hidden_states, view.hidden_states.dtype)):
         if not isinstance(got, Tensor) or got.shape != like.shape or got.dtype != dtype:
             found = f"{got.dtype} of shape {tuple(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
             wanted = "bool (batch, length)" if dtype == torch.bool else f"{dtype} (batch, length, hidden_size)"
             raise ValueError(f"{type(method).__name__}.{select.__name__} gave{what} {found}; give {wanted} = {tuple(like.shape)}")
+    if before.requires_grad and states is not before:
+        states = torch.where((states == before).all(-1, keepdim=True), before, states)
     return stays, states
 
 

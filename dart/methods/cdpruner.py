@@ -19,7 +19,7 @@ class CDPruner(Method):
         the question; greedy maximum.
     Place: before the language model.
     Attention: none.
-    Source: Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs, arXiv 2506.10967,
+    Source: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs", arXiv 2506.10967,
         equations 3 to 8; the greedy search is that of Chen et al. 2018 which the paper cites.
     Licence of the original: Apache-2.0; re-implemented from the paper.
     Differs: relevance is, for every family, what the paper uses where a tower has no text encoder of its own: the cosine

@@ -24,7 +24,7 @@ class DART(Method):
     Signal: cosine to a few pivots, chosen by the L1 norm of their keys or by another `pivot_rule`.
     Place: before decoder layer 2; any layer will do, 0 prunes the input embeddings.
     Attention: none; for the pivot rules "attention-max" and "attention-min" the row of the last token, layer before.
-    Source: Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More, arXiv 2502.11494,
+    Source: "Stop Looking for 'Important Tokens' in Multimodal Language Models: Duplication Matters More", arXiv 2502.11494,
         section 3; pivot rules Table 8. The L1 norm, the final norm before the cosine and the order of claims are known from
         the authors' code only.
     Licence of the original: Apache-2.0; re-implemented from the paper.

@@ -18,7 +18,7 @@ class DivPrune(Method):
     Signal: cosine distance between projected image tokens; greedy max-min diversity.
     Place: before the language model.
     Attention: none.
-    Source: DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models, arXiv 2503.02175, section 3 and
+    Source: "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", arXiv 2503.02175, section 3 and
         Algorithm 1.
     Licence of the original: non-commercial; re-implemented from the paper.
     Differs: kept tokens keep their positions in the prompt, the original renumbers. The budget is a number of tokens, the

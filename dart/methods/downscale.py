@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt
 
-from dart.methods.base import Method, check_budget
+from dart.methods.base import Method, NoPlan, check_budget
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Downscale(Method):
 
     keep: int
 
+    layer: int = field(default=0, init=False, repr=False)  # what the tower lost is gone from there on
+
     reads_tower = True
 
     def __post_init__(self):
@@ -49,8 +51,10 @@ class Downscale(Method):
         """Image tokens that each decoder layer sees of one square picture."""
         side = isqrt(image_tokens)
         if side * side != image_tokens:
-            raise ValueError(f"how many of {image_tokens} tokens Downscale keeps depends on the shape of the picture, which is not "
-                             "square; measure it with a Report")
+            raise NoPlan(
+                f"how many of {image_tokens} tokens Downscale keeps depends on the shape of the picture, which is not square; "
+                "measure it with a Report"
+            )
         rows, columns = self.resize(side, side) or (side, side)
         return [rows * columns] * n_layers
 

@@ -16,7 +16,7 @@ class FastV(Method):
     Signal: attention that an image token receives, mean over heads.
     Place: before decoder layer 2.
     Attention: row of the last text token, layer before.
-    Source: An Image is Worth 1/2 Tokens After Layer 2 (arXiv 2403.06764); layer 2 is its K. That attention is
+    Source: "An Image is Worth 1/2 Tokens After Layer 2", arXiv 2403.06764; layer 2 is its K. That attention is
         counted from the last token alone is known from the authors' code; the paper says the mean over all tokens.
     Licence of the original: none stated; re-implemented from the paper.
     Differs: takes a number of tokens instead of the fraction R. Attention is recomputed from queries and keys, so that fused

@@ -20,7 +20,7 @@ class FiCoCoV(Method):
         token (SigLIP) the latter is minus the cosine between a patch's key and the mean key.
     Place: in the vision tower, before every layer from the middle on (the paper: from layer 12 of 24).
     Attention: all rows in the tower, layer before.
-    Source: Filter, Correlate, Compress: Training-Free Token Reduction for MLLM Acceleration, arXiv 2411.17686, section 3,
+    Source: "Filter, Correlate, Compress: Training-Free Token Reduction for MLLM Acceleration", arXiv 2411.17686, section 3,
         Algorithm 1, appendix 9 (settings) and 10.2 (without class token).
     Licence of the original: none stated; re-implemented from the paper.
     Differs: patches go between two layers, the original takes them out between attention and MLP of one. The budget gives the
@@ -33,7 +33,7 @@ class FiCoCoV(Method):
     keep : int
         This many patches of every picture come out of the tower, all if there are fewer. It counts per picture.
     balance : float
-        Weight of the attention received; one less it that of the class token (the paper's lambda, 0.35).
+        Weight of the attention received (the paper's lambda, 0.35); attention of the class token weighs 1 - balance.
     penalty : float
         Factor by which the most redundant patch of a 2 x 2 window is moved up, 2 in the paper; 1 is no penalty.
     quantile : float
@@ -50,7 +50,7 @@ class FiCoCoV(Method):
     balance: float = field(default=0.35, kw_only=True)
     penalty: float = field(default=2.0, kw_only=True)
     quantile: float = field(default=0.998, kw_only=True)
-    layer: int = field(default=0, kw_only=True)
+    layer: int = field(default=0, init=False, repr=False)  # what the tower lost is gone from there on
 
     reads_tower = True
 

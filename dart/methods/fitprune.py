@@ -22,9 +22,9 @@ class FitPrune(Method):
     Signal: attention from other image tokens times attention from the words behind the image, each the maximum over heads.
     Place: progressively, behind every layer in which the recipe drops tokens.
     Attention: rows of all image tokens and of the words behind them, layer before.
-    Source: Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models (arXiv 2409.10197):
-        score, and the fit by binary search (:func:`fit`). The default recipe, and that the maximum over heads is taken, are
-        known from the authors' code.
+    Source: "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models", arXiv
+        2409.10197: score, and the fit by binary search (:func:`fit`). The default recipe, and that the maximum over heads is
+        taken, are known from the authors' code.
     Licence of the original: Apache-2.0, by the file in its copy of LLaVA; re-implemented from the paper.
     Differs: the recipe tells the shape only: its counts are scaled so that `keep` tokens stay behind the last place, and
         stretched to the depth of the model; the original has a recipe of its own for every budget in FLOPs. A layer's dropped

@@ -21,8 +21,8 @@ class MustDrop(Method):
         of all words together and of the one word that attends most (what is dropped: tokens low in both).
     Place: before the language model (merging), then before decoder layer 2.
     Attention: class token's row in the tower; rows of all text tokens, layer before.
-    Source: Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model (arXiv 2411.10803):
-        local spatial merging, key token set, dual-attention filtering, as its abstract has them.
+    Source: "Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model", arXiv 2411.10803: local
+        spatial merging, key token set, dual-attention filtering, as its abstract has them.
     Licence of the original: Apache-2.0 by its readme, without a licence file; re-implemented from the paper.
     Differs: meets a number of tokens where the original has thresholds on both attentions: tokens are ranked by each, and the
         better rank counts. Chosen here: windows of 2 x 2, merged if every patch has a cosine of 0.9 or more to the window's

@@ -18,8 +18,8 @@ class PyramidDrop(Method):
     Signal: attention that an image token receives, mean over heads, ranked anew at every place.
     Place: progressively, between stages of equally many decoder layers: before layers 8, 16 and 24 of 32.
     Attention: row of the last text token, layer before.
-    Source: PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction (arXiv
-        2410.17247); four stages, each with the same fraction of the stage before.
+    Source: "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction", arXiv
+        2410.17247; four stages, each with the same fraction of the stage before.
     Licence of the original: MIT; re-implemented from the paper.
     Differs: the fraction (the paper's lambda) follows from `keep` instead of being given: 72 of 576 tokens is its lambda of
         0.5. Counts are rounded, the authors' code cuts them. Their code takes queries and keys of the layer behind the place,

@@ -23,9 +23,9 @@ class SparseVLM(Method):
         image that resemble the image tokens more than the average word does.
     Place: progressively, before decoder layers 2, 6 and 15 of 32; the raters are chosen at layer 0.
     Attention: rows of the raters, layer before.
-    Source: SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference (arXiv 2410.04417):
-        raters, rank, recycling. From the authors' code: three tenths of the dropped tokens are recycled, ten to a merged token;
-        the counts of the settings for 192, 128 and 64 tokens.
+    Source: "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", arXiv 2410.04417: raters,
+        rank, recycling. From the authors' code: three tenths of the dropped tokens are recycled, ten to a merged token; the
+        counts of the settings for 192, 128 and 64 tokens.
     Licence of the original: Apache-2.0; re-implemented from the paper.
     Differs: the published settings count the mean over layers; in tokens of 576 that stay behind the last place they are
         keep=113, 39 and 18, and these reproduce them. Counts in between and at other sizes are interpolated. Merged tokens are

@@ -18,7 +18,7 @@ class ToMe(Method):
     Signal: cosine between the keys of patches, mean over heads; bipartite soft matching.
     Place: in the vision tower, before every layer but the first.
     Attention: none.
-    Source: Token Merging: Your ViT But Faster, arXiv 2210.09461, section 3.
+    Source: "Token Merging: Your ViT But Faster", arXiv 2210.09461, section 3.
     Licence of the original: non-commercial; re-implemented from the paper.
     Differs: patches are merged between two layers, the original merges between attention and MLP of one. Attention is not
         made proportional to the mass of a patch, as the paper does for models trained with supervision; it is the tower's
@@ -39,7 +39,7 @@ class ToMe(Method):
     """
 
     keep: int
-    layer: int = field(default=0, kw_only=True)
+    layer: int = field(default=0, init=False, repr=False)  # what the tower lost is gone from there on
 
     reads_tower = True
 

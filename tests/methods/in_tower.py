@@ -17,8 +17,8 @@ def first(pictures=2, patches=16, *, class_token=True, dtype=torch.float32, seed
 def one(v, picture):
     """One picture of a view."""
     p = slice(picture, picture + 1)
-    return view(v.hidden_states[p], slice(int(~v.image_mask[0, 0]), None), keys=v.keys[p], attention=v.noted.weights[p], layer=v.layer,
-                n_layers=v.n_layers, stage=v.stage)
+    patches = slice(int(~v.image_mask[0, 0]), None)
+    return view(v.hidden_states[p], patches, keys=v.keys[p], attention=v.noted.weights[p], layer=v.layer, n_layers=v.n_layers)
 
 
 def walk(method, v, n_layers):

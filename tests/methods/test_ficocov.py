@@ -37,7 +37,9 @@ def by_brute_force(v, row, keep, balance=0.35, penalty=2.0, quantile=0.998, spot
     return {j: state[j] / weight[j] for j in kept}
 
 
-@pytest.mark.parametrize("settings", [{}, dict(balance=0.8), dict(balance=1.0, penalty=3.0), dict(quantile=0.3), dict(penalty=1.0)])
+@pytest.mark.parametrize("settings", [
+    {}, dict(balance=0.8), dict(balance=1.0, penalty=3.0), dict(quantile=0.3), dict(penalty=1.0),
+])
 @pytest.mark.parametrize("class_token", [True, False])
 def test_brute_force_on_nine_patches(class_token, settings):
     for seed in range(2):
