@@ -20,6 +20,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,22 @@ def code_fingerprint(settings: dict[str, Any]) -> str:
     names += [f"methods.{method['name'].lower()}"] if method else []
     digest = hashlib.sha256()
     for name in sorted(names):
-        source = inspect.getsource(importlib.import_module(f"dart.{name}"))
-        tree = ast.parse(source)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:]
-        digest.update(f"{name}\n{ast.dump(tree)}\n".encode())
+        digest.update(f"{name}\n{_syntax(inspect.getsource(importlib.import_module(f'dart.{name}')))}\n".encode())
     return digest.hexdigest()[:12]
+
+
+@lru_cache
+def _syntax(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+@lru_cache
+def _questions(task: str) -> list:
+    return list(evaluation.find_task(task).questions())
 
 
 def keep(record: Record, folder: str | Path | None = None) -> Path:
@@ -120,7 +130,7 @@ def load(place: str | Path) -> Stored:
         answers = _answers(place)
     except (OSError, EOFError, gzip.BadGzipFile, json.JSONDecodeError) as reason:
         raise ValueError(f"the run in {place} cannot be read: {reason}; fetch it again or make it anew") from reason
-    questions = list(evaluation.find_task(settings["task"]).questions())[: settings["n"]]
+    questions = _questions(settings["task"])[: settings["n"]]
     if evaluation.questions_hash(questions) != settings["questions"] or len(answers) != settings["n"]:
         raise ValueError(f"the run in {place} answered other questions than {settings['task']} asks now; make it anew")
     intervals = {name: Interval(**metric) for name, metric in metrics.items()}
