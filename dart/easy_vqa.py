@@ -38,8 +38,9 @@ class Question:
     stratum: str = "plain"
 
     @property
-    def picture_key(self) -> Path:
-        return self.file
+    def picture_key(self) -> str:
+        """The same on every machine: the split and the name of the file."""
+        return f"{self.file.parent.parent.name}/{self.file.name}"
 
     def picture(self) -> Image.Image:
         with Image.open(self.file) as picture:
