@@ -21,7 +21,7 @@ class FitPrune(Method):
 
     Signal: attention from other image tokens times attention from the words behind the image, each the maximum over heads.
     Place: progressively, behind every layer in which the recipe drops tokens.
-    Attention: rows of all image tokens and of the words behind them, layer before.
+    Attention: rows of all tokens, layer before; those of image tokens and of the words behind them count.
     Source: "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models", arXiv
         2409.10197: score, and the fit by binary search (:func:`fit`). The default recipe, and that the maximum over heads is
         taken, are known from the authors' code.
