@@ -41,7 +41,7 @@ class Task:
     """What evaluation needs of a benchmark.
 
     `questions()` gives them in a fixed order; each has `text`, `answer`, `kind`, `group` (scored only together), `stratum`,
-    `picture_key` and `picture()`. `score(questions, answers, weights=None)` gives metrics by name, `floors()` what
+    `picture_key` and `picture()`, or `pictures()` where it is about several. `score(questions, answers, weights=None)` gives metrics by name, `floors()` what
     guessing gets, and `metric` is the one that tables show.
     """
 
@@ -280,25 +280,35 @@ def given_features(model, features: Sequence[Tensor]) -> Iterator[None]:
             body.get_image_features = before
 
 
-def _features(model, inputs: dict[str, Tensor], owner: Sequence[int]) -> list[Tensor] | None:
-    """Image features for every row of a batch, computed once for each picture.
+def _pictures(question) -> list:
+    """What a question is about, in the order of the prompt: frames of a video, or one picture."""
+    return question.pictures() if hasattr(question, "pictures") else [question.picture()]
 
-    `owner[row]` is the first row with the same picture. None for a model that takes its images as anything but one tensor
-    of pixels.
+
+def _prompt(processor, question, pictures: int) -> str:
+    turn = {"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": question.text}]}
+    return processor.apply_chat_template([turn], add_generation_prompt=True)
+
+
+def _features(model, inputs: dict[str, Tensor], sources: Sequence[int]) -> list[Tensor] | None:
+    """Image features for every picture of a batch, computed once for each different one.
+
+    `sources[i]` is the first picture that is the same as picture `i`. None for a model that takes its images as anything but
+    one tensor of pixels.
     """
     images = set(inputs) - {"input_ids", "attention_mask"}
-    if images != {"pixel_values"} or len(inputs["pixel_values"]) != len(owner):
+    if images != {"pixel_values"} or len(inputs["pixel_values"]) != len(sources):
         return None
-    first = sorted(set(owner))
+    first = sorted(set(sources))
     features = model.get_image_features(pixel_values=inputs["pixel_values"][first], return_dict=True).pooler_output
-    return [features[first.index(row)] for row in owner]
+    return [features[first.index(source)] for source in sources]
 
 
 def prompt_size(model, processor, question) -> tuple[int, int]:
     """Tokens of the prompt that a question becomes, and how many of them are image tokens."""
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}
-    text = processor.apply_chat_template([turn], add_generation_prompt=True)
-    ids = processor(text=[text], images=[question.picture()], return_tensors="pt")["input_ids"]
+    pictures = _pictures(question)
+    text = _prompt(processor, question, len(pictures))
+    ids = processor(text=[text], images=pictures, return_tensors="pt")["input_ids"]
     family, body, _ = families.find(model)
     image = torch.isin(ids, torch.tensor(families.image_token_ids(body.config, family)))
     return ids.shape[1], int(image.sum())
@@ -312,7 +322,7 @@ def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method 
     model, processor
         As `from_pretrained` gives them; prompts are made by the processor's chat template.
     questions : sequence
-        With `text`, `picture_key` and `picture()`.
+        With `text`, `picture_key` and `picture()` or `pictures()`.
     methods : sequence of Method or None
         None leaves the model alone.
     tokens : int
@@ -323,22 +333,23 @@ def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method 
     list of list of str
         One list for each method.
     """
-    pictures = {question.picture_key: None for question in questions}
-    owner, texts, first = [], [], {}
-    for row, question in enumerate(questions):
-        owner.append(first.setdefault(question.picture_key, row))
-        if pictures[question.picture_key] is None:
-            pictures[question.picture_key] = question.picture()
-        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}
-        texts.append(processor.apply_chat_template([turn], add_generation_prompt=True))
-    images = [pictures[question.picture_key] for question in questions]
+    pictures: dict[Any, list] = {}                          # of each key, drawn once
+    starts: dict[Any, int] = {}                             # where they stand first among all pictures of the batch
+    images, sources, texts = [], [], []
+    for question in questions:
+        key = question.picture_key
+        if key not in pictures:
+            pictures[key], starts[key] = _pictures(question), len(images)
+        images += pictures[key]
+        sources += range(starts[key], starts[key] + len(pictures[key]))
+        texts.append(_prompt(processor, question, len(pictures[key])))
     # padded on the left, so that every answer starts at the end of its row
     inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt").to(model.device)
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     answers = []
     with torch.inference_mode():
-        features = _features(model, inputs, owner)
+        features = _features(model, inputs, sources)
         for method in methods:
             pruned = dart.prune(model, method) if method else nullcontext()
             shared = features and not (method and method.reads_tower)      # such a method wants the tower to run
@@ -346,6 +357,40 @@ def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method 
                 said = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
             answers.append(processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return answers
+
+
+def asked_of(task: str, limit: int | None = None) -> list:
+    """The first `limit` questions of a task, or all; groups that are scored together stay whole.
+
+    Raises
+    ------
+    ValueError
+        For a task that is not known, with the nearest names, or a limit that leaves nothing.
+    """
+    asked = list(find_task(task).questions())
+    end = len(asked) if limit is None else min(limit, len(asked))
+    while 0 < end < len(asked) and asked[end].group is not None and asked[end].group == asked[end - 1].group:
+        end += 1
+    if not asked[:end]:
+        raise ValueError(f"limit={limit} leaves no question; give 1 or more")
+    return asked[:end]
+
+
+def settings_of(
+    model, methods: Sequence[dart.Method | None], task: str, limit: int | None = None, tokens: int = 8
+) -> list[dict[str, Any]]:
+    """What identifies the run of each method on a task, as `settings.json` has it; parameters as those of `sweep`."""
+    asked = asked_of(task, limit)
+    common = {
+        "task": task,
+        "questions": questions_hash(asked),
+        "n": len(asked),
+        "model": Path(str(model.name_or_path)).name,
+        "weights": fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "tokens": tokens,
+    }
+    return [{"label": label(m), "method": m and {"name": type(m).__name__, **asdict(m)}, **common} for m in methods]
 
 
 def sweep(
@@ -358,7 +403,7 @@ def sweep(
     limit: int | None = None,
     batch: int = 16,
     tokens: int = 8,
-    progress: bool = True,
+    progress: bool | Callable[[int], Any] = True,
 ) -> list[Record]:
     """Measure several methods on a task, each picture seen once by the vision tower for all of them.
 
@@ -380,6 +425,8 @@ def sweep(
         Questions a call. Padding and batching may move the last bits of a result.
     tokens : int
         Longest answer.
+    progress : bool or callable
+        Whether to show a bar; or what is called with the number of answers that came, for a bar of the caller's.
 
     Returns
     -------
@@ -391,29 +438,14 @@ def sweep(
     ValueError
         For a task that is not known, with the nearest names.
     """
-    found = find_task(task)
-    asked = list(found.questions())
-    end = len(asked) if limit is None else min(limit, len(asked))
-    while 0 < end < len(asked) and asked[end].group is not None and asked[end].group == asked[end - 1].group:
-        end += 1
-    asked = asked[:end]
-    if not asked:
-        raise ValueError(f"limit={limit} leaves no question; give 1 or more")
-    common = {
-        "task": task,
-        "questions": questions_hash(asked),
-        "n": len(asked),
-        "model": Path(str(model.name_or_path)).name,
-        "weights": fingerprint(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "tokens": tokens,
-    }
-    settings = [{"label": label(m), "method": m and {"name": type(m).__name__, **asdict(m)}, **common} for m in methods]
+    found, asked = find_task(task), asked_of(task, limit)
+    settings = settings_of(model, methods, task, limit, tokens)
     runs = [_Answers(folder and Path(folder), setting) for setting in settings]
 
     started = time.perf_counter()
     done = sum(len(run.given) for run in runs)
-    bar = tqdm(total=len(asked) * len(runs), initial=done, desc=task, unit="q", disable=not progress, dynamic_ncols=True)
+    shown = progress is True
+    bar = tqdm(total=len(asked) * len(runs), initial=done, desc=task, unit="q", disable=not shown, dynamic_ncols=True)
     missing = [index for index in range(len(asked)) if any(index not in run.given for run in runs)]
     for start in range(0, len(missing), batch):
         indices = missing[start : start + batch]
@@ -425,6 +457,8 @@ def sweep(
             new = [(index, text) for index, text in zip(indices, texts) if index not in run.given]
             run.add(*zip(*new))
             bar.update(len(new))
+            if callable(progress):
+                progress(len(new))
     bar.close()
 
     environment = {
