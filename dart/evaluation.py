@@ -70,7 +70,8 @@ TASKS: dict[str, Callable[[], Task]] = {
 METHODS: dict[str, type[dart.Method] | None] = {"unpruned": None, **methods.METHODS}
 
 
-def _find(what: str, name: str, known: Iterable[str]) -> str:
+def find_name(what: str, name: str, known: Iterable[str]) -> str:
+    """`name` itself if it is known, else an error with the nearest names."""
     known = list(known)
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
@@ -86,7 +87,7 @@ def find_task(name: str) -> Task:
     ValueError
         With the nearest valid names.
     """
-    return TASKS[_find("task", name, TASKS)]()
+    return TASKS[find_name("task", name, TASKS)]()
 
 
 def find_method(name: str, keep: int | None, layer: int | None = None) -> dart.Method | None:
@@ -108,7 +109,7 @@ def find_method(name: str, keep: int | None, layer: int | None = None) -> dart.M
         With the nearest valid names, or what the method says to its settings.
     """
     name, _, given = name.partition(":")
-    method = METHODS[_find("method", name, METHODS)]
+    method = METHODS[find_name("method", name, METHODS)]
     if method is None:
         return None
     known = {each.name: each for each in fields(method) if each.name != "keep"}
@@ -117,7 +118,7 @@ def find_method(name: str, keep: int | None, layer: int | None = None) -> dart.M
         key, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"{setting!r} in {name}:{given} is no setting; write {name}:name=value,name=value")
-        _find(f"setting of {name}", key, known)
+        find_name(f"setting of {name}", key, known)
         try:
             settings[key] = literal_eval(value)
         except (ValueError, SyntaxError):

@@ -11,11 +11,17 @@ several need, every task in one pass over its pictures.
 
 from __future__ import annotations
 
+import base64
 import difflib
+import hashlib
+import json
 import os
+import queue as queues
+import subprocess
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, fields
 from functools import cached_property
 from multiprocessing import get_context
@@ -33,7 +39,6 @@ from dart.results import Average, Comparison, Stored
 # ------------------------------------------------------------------------------------------------ what the paper's words are here
 
 METHODS = {
-    "Vanilla": "unpruned",
     "ToMe": "tome",
     "FastV": "fastv",
     "HiRED": "hired",
@@ -72,7 +77,7 @@ BUNDLED_TASKS = (*scenes.TASKS, "easy-vqa")
 BUNDLED_TOKENS = 576
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """A method under one budget.
 
@@ -93,7 +98,7 @@ class Row:
     label: str
     spec: str | None
     keep: int | None
-    paper: Any = None
+    paper: paper.Row | None = None
     why: str = ""
 
 
@@ -113,11 +118,10 @@ def _of_table(name: str, *added: str) -> Callable[[], list[Row]]:
     """Rows of a table of the paper; methods in `added` are put under every budget too."""
 
     def rows() -> list[Row]:
-        found, whole = [], None
+        whole = paper.table(name).vanilla.tokens
+        found = [Row("unpruned", "unpruned", None, paper.table(name).vanilla)]
         for row in paper.table(name).rows:
-            if whole is None:
-                whole = row.tokens
-                found.append(Row(row.method, "unpruned", None, row))
+            if row.method == "Vanilla":
                 continue
             share = row.tokens / whole if row.tokens is not None else 1 - row.reduction
             keep = round(BUNDLED_TOKENS * share)
@@ -130,7 +134,14 @@ def _of_table(name: str, *added: str) -> Callable[[], list[Row]]:
 
 
 def _plain(*specs: tuple[str, str, int | None]) -> Callable[[], list[Row]]:
-    return lambda: [Row("Vanilla", "unpruned", None), *(Row(*spec) for spec in specs)]
+    return lambda: [Row("unpruned", "unpruned", None), *(Row(*spec) for spec in specs)]
+
+
+def _every_method() -> list[Row]:
+    names = {spec: label for label, spec in METHODS.items() if ":" not in spec and "pivot" not in label}
+    rows = [(names.get(name, method.__name__), name, 64) for name, method in dart.METHODS.items()]
+    late = [(f"{label}, layer 4", f"{METHODS[label]}:layer=4", 64) for label in ("DART", "FastV", "Random")]
+    return _plain(*rows, *late)()
 
 
 PIVOTS = ((1, 0), (1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (32, 32))
@@ -179,6 +190,7 @@ def targets() -> dict[str, Target]:
                    ("text only", "dart:image_pivots=0,text_pivots=8", 128)),
             ("pairs", "reading", "existence", "choice"), ("mme", "textvqa", "pope", "scienceqa"),
         ),
+        "every-method-on-the-small-model": Target("Every method", llava, _every_method, paper_tasks=("pope", "mme", "textvqa", "gqa")),
     }
 
 
@@ -281,13 +293,13 @@ class Experiment:
     def __init__(self, target: str, parameters: Parameters = Parameters()):
         known = targets()
         self.name, self.parameters = target, parameters
-        self.target = known[evaluation._find("target", target, known)]
+        self.target = known[evaluation.find_name("target", target, known)]
         if parameters.scale not in ("bundled", "paper"):
             raise ValueError(f"scale={parameters.scale!r} is not known; use 'bundled' or 'paper'")
         bundled_scale = parameters.scale == "bundled"
         self.tasks = _several(parameters.tasks, str, "tasks") or (self.target.tasks if bundled_scale else self.target.paper_tasks)
         for task in self.tasks:
-            evaluation._find("task", task, evaluation.TASKS)
+            evaluation.find_name("task", task, evaluation.TASKS)
         self.seeds = _several(parameters.seeds, int, "seeds") or self.target.seeds
         self.rows = self._chosen(self.target.rows())
         if parameters.limit is not None and (not isinstance(parameters.limit, int) or parameters.limit < 1):
@@ -300,7 +312,7 @@ class Experiment:
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device={self.device!r}, but torch sees no CUDA device here; use device='cpu'")
         if parameters.attn_implementation is not None:
-            evaluation._find("attn_implementation", parameters.attn_implementation, KERNELS)
+            evaluation.find_name("attn_implementation", parameters.attn_implementation, KERNELS)
         self.runs: dict[tuple[str, dart.Method | None], Stored | None] = {}
 
     def _chosen(self, rows: list[Row]) -> list[Row]:
@@ -402,6 +414,63 @@ class Experiment:
             return None
         return results.average(found, {task: runs[0] for task, runs in plain.items()})
 
+    def table(self, keep: int):
+        """Scores of a budget as a data frame, the unpruned model first: each with the interval of its paired difference to that."""
+        from pandas import DataFrame
+
+        def cell(row: Row, task: str) -> str:
+            found, plain = self.of(row, task), self.of(self.unpruned, task)
+            if found is None or plain is None:
+                return "not run"
+            if row.keep is None:
+                return str(results.mean_score(found))
+            difference = results.mean_difference(found, plain[0])
+            return f"{results.mean_score(found).value:.3f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+
+        def whole(row: Row) -> str:
+            average = self.average(row)
+            return "not run" if average is None else percent(average.interval)
+
+        metric = {task: evaluation.find_task(task).metric for task in self.tasks}
+        rows = [self.unpruned, *self.at(keep)]
+        cells = {row.label: {f"{task} ({metric[task]})": cell(row, task) for task in self.tasks} | {"average": whole(row)} for row in rows}
+        return DataFrame(cells).T
+
+    def beside(self, keep: int, *, reference: str = "DART"):
+        """`join` as a data frame in words."""
+        from pandas import DataFrame
+
+        return DataFrame(
+            {
+                row.label: {
+                    "paper": "" if row.paper is None else f"{row.paper:.1%}",
+                    "ours": "not run" if row.ours is None else f"{row.ours.value:.1%}",
+                    "difference": "" if row.difference is None else f"{100 * row.difference:+.1f} points",
+                    "n": row.n,
+                    "95 % interval": "" if row.ours is None else f"{row.ours.low:.1%} to {row.ours.high:.1%}",
+                    "verdict": row.verdict,
+                }
+                for row in self.join(keep, reference=reference)
+            }
+        ).T
+
+    def provenance(self) -> str:
+        """Where the shown numbers come from, in a sentence: scale, model, weights, device, versions, questions, older code."""
+        found = [run for run in self.runs.values() if run is not None]
+        if not found:
+            return f"Scale {self.parameters.scale}: not run."
+        several = {name: " and ".join(sorted({str(run.environment.get(name)) for run in found})) for name in ("device", "torch", "transformers")}
+        asked = {task: run.settings["n"] for (task, method), run in self.runs.items() if run is not None}
+        missing = sum(run is None for run in self.runs.values())
+        return (
+            f"Scale {self.parameters.scale}; model {found[0].settings['model']} (weights {found[0].settings['weights']}, {found[0].settings['dtype']}); "
+            f"device {several['device']}, torch {several['torch']}, transformers {several['transformers']}; "
+            f"{', '.join(f'{task} {n}' for task, n in asked.items())} questions; {len(found)} runs"
+            + (f", {len(self.older)} of them by older code" if self.older else "")
+            + (f"; {missing} not run" if missing else "")
+            + "."
+        )
+
     def join(self, keep: int, *, reference: str = "DART") -> list[Comparison]:
         """Every row of a budget beside the paper's: average, ours, difference, n, interval, verdict."""
         rows = self.at(keep)
@@ -412,6 +481,11 @@ class Experiment:
             beside = (base and _printed(base), base and averages[base])
         n = sum(run.settings["n"] for (task, method), run in self.runs.items() if method is None and run is not None)
         return [results.join(row.label, _printed(row), averages[row], n, reference=beside) for row in rows]
+
+
+def percent(interval: Interval) -> str:
+    """A share with its interval: 93.7 % [92.1, 95.0]."""
+    return f"{interval.value:.1%} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def _printed(row: Row) -> float | None:
@@ -499,7 +573,7 @@ def sweep(experiments: Sequence[Experiment], *, jobs: int = 2, store: str | Path
                     task, number = queue.get(timeout=0.5)
                     bar.update(number)
                     bar.set_description(task)
-                except Exception:                           # nothing came: the manager hands queue.Empty over in a shape of its own
+                except queues.Empty:
                     continue
     return failed
 
@@ -508,3 +582,68 @@ def _work(name: str, parameters: Parameters, task: str, methods: Sequence, threa
     torch.set_num_threads(threads)
     experiment = Experiment(name, parameters)
     _make(*experiment.model, methods, task, parameters.limit, store=store, progress=lambda number: queue.put((task, number)))
+
+
+# ------------------------------------------------------------------------------------------------ notebooks
+
+
+def notebooks(folder: Path) -> dict[str, Path]:
+    """Notebooks with a parameter cell, by name."""
+    found = {}
+    for path in sorted(folder.glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        if any("parameters" in cell["metadata"].get("tags", []) for cell in cells):
+            found[path.stem] = path
+    return found
+
+
+def execute(
+    sources: Mapping[str, Path], parameters: Mapping[str, Any], out: Path, *, jobs: int = 2, progress: bool = True
+) -> dict[str, str]:
+    """Run notebooks through papermill, `jobs` at a time; what ran before with the same inputs is left as it is.
+
+    Parameters
+    ----------
+    sources : mapping of str to path
+        Notebooks by name.
+    parameters : mapping
+        Of all of them.
+    out : path
+        Folder of the executed notebooks.
+    jobs : int
+        Notebooks at a time.
+    progress : bool
+        Whether to show one bar.
+
+    Returns
+    -------
+    dict of str to str
+        The error of each notebook that failed; it does not stop the others.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    failed = {}
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(dart.__file__).parent.rglob("*.py"))))
+    stored = sorted(str(path) for store in (results.root(), work() / "results") for path in store.glob("*/*/settings.json"))
+
+    def one(name: str) -> str | None:
+        source, target, mark = sources[name], out / f"{name}.ipynb", out / f"{name}.key"
+        inputs = [source.read_text(), parameters, code.hexdigest(), stored]
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        if target.exists() and mark.exists() and mark.read_text() == key:
+            return None
+        command = [sys.executable, "-m", "papermill", source, target, "--no-progress-bar", "--log-level", "ERROR", "--cwd", source.parent]
+        command += ["--parameters_base64", base64.b64encode(json.dumps(dict(parameters)).encode()).decode()]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if done.returncode:
+            return done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"papermill ended with {done.returncode}"
+        mark.write_text(key)
+        return None
+
+    with tqdm(total=len(sources), unit="notebook", disable=not progress, dynamic_ncols=True) as bar, ThreadPoolExecutor(max(1, jobs)) as pool:
+        running = {pool.submit(one, name): name for name in sources}
+        for done in as_completed(running):
+            if done.result() is not None:
+                failed[running[done]] = done.result()
+            bar.set_description(running[done])
+            bar.update()
+    return failed

@@ -242,7 +242,8 @@ def average(runs: Mapping[str, Sequence[Record]], unpruned: Mapping[str, Record]
         scores = [_drawn(run) for run in several]
         whole, resampled = _drawn(unpruned[task])
         values.append(np.mean([value for value, _ in scores]) / whole)
-        drawn.append(np.mean([each for _, each in scores], axis=0) / resampled)
+        with np.errstate(divide="ignore", invalid="ignore"):   # a resample of few questions may have no right answer
+            drawn.append(np.mean([each for _, each in scores], axis=0) / resampled)
     return Average(float(np.mean(values)), np.mean(drawn, axis=0))
 
 
@@ -250,6 +251,13 @@ def mean_score(runs: Sequence[Record]) -> Interval:
     """The mean of a task's own metric over several runs (seeds) on the same questions, with its interval."""
     scores = [_drawn(run) for run in runs]
     return Average(float(np.mean([value for value, _ in scores])), np.mean([each for _, each in scores], axis=0)).interval
+
+
+def mean_difference(runs: Sequence[Record], reference: Record) -> Interval:
+    """That mean minus the score of `reference`, both answering the same resampled questions."""
+    whole, resampled = _drawn(reference)
+    scores = [_drawn(run) for run in runs]
+    return Average(float(np.mean([value for value, _ in scores])) - whole, np.mean([each for _, each in scores], axis=0) - resampled).interval
 
 
 def _drawn(run: Record) -> tuple[float, np.ndarray]:
