@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import dart
-from dart import budgets, bundled, evaluation, reproduction, results, scenes
+from dart import budgets, bundled, claims, evaluation, reproduction, results, scenes
 from dart.methods.base import NoPlan
 
 
@@ -62,6 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
     store.add_argument("--questions", type=int, default=100, help="questions of each run to answer anew")
     store.add_argument("--model", type=Path, help="folder of the model that the runs were made with; by default data/model")
     store.set_defaults(run=stored_runs)
+
+    judged = commands.add_parser("claims", help="judge every claim of the paper", description="Judge every claim of the paper by stored runs and "
+                                 "short measurements on the bundled model, and print the verdicts.")
+    judged.add_argument("--write", action="store_true", help="write the ledger to data/results/claims.json, which the book compares with")
+    judged.set_defaults(run=judge_claims)
     return parser
 
 
@@ -130,6 +135,11 @@ def stored_runs(given: argparse.Namespace) -> None:
         differ += [run.folder.name] if agree < 0.99 else []
     if differ:
         raise ValueError(f"these runs are answered otherwise now, and stay marked as older: {', '.join(differ)}")
+
+
+def judge_claims(given: argparse.Namespace) -> None:
+    for entry in claims.write() if given.write else claims.ledger():
+        print(f"{entry.claim.id}: {entry.verdict.verdict}\n    {entry.claim.text}\n    {entry.verdict.sentence}")
 
 
 def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluation.Record]]) -> str:
