@@ -255,6 +255,22 @@ def begin(target: str, given: Mapping[str, Any]) -> Experiment:
     return Experiment(target, Parameters(**{name: given[name] for name in NAMES if name in given}))
 
 
+def of_model(names: Sequence[str], scale: str, model: str | None) -> list[str]:
+    """Those of several targets on one page that a model is meant for: all at bundled scale, or for a model that none names.
+
+    Raises
+    ------
+    ValueError
+        At paper scale without a model: each of the targets has its own.
+    """
+    known = {name: targets()[name].model for name in names}
+    if scale != "paper":
+        return list(names)
+    if model is None:
+        raise ValueError(f"this page has several models at paper scale; give model= one of {', '.join(known.values())}")
+    return [name for name in names if known[name] == model] or list(names)
+
+
 def _several(value: Any, kind: type, name: str) -> tuple | None:
     """A tuple of `kind` from what papermill may hand over: a list, one value, or a text with commas."""
     if value is None:
