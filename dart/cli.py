@@ -14,6 +14,7 @@ import torch
 import dart
 from dart import budgets, bundled, evaluation, results, scenes
 from dart.methods.base import NoPlan
+from dart.tasks import files
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +40,21 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the computation")
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
     ask.set_defaults(run=evaluate)
+
+    data = commands.add_parser("data", help="the files of the paper's benchmarks").add_subparsers(dest="what", required=True)
+    check = data.add_parser("check", help="what is missing or broken, where it belongs and where it comes from",
+                            description="Say which files of the benchmarks are missing, cut short or not as published; exit code 1 if any are.")
+    check.add_argument("tasks", nargs="*", metavar="TASK", help=f"{', '.join(files.FILES)}; all if left out")
+    check.add_argument("--folder", type=Path, help="folder of all benchmarks; by default DART_BENCHMARKS, else benchmarks in the data folder")
+    check.set_defaults(run=check_data)
     return parser
+
+
+def check_data(given: argparse.Namespace) -> int:
+    found = files.check(given.folder, given.tasks or None)
+    for task in given.tasks or files.FILES:
+        print(*[finding for finding in found if finding.task == task] or [f"{task}: nothing is missing"], sep="\n")
+    return 1 if found else 0
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -85,8 +100,7 @@ def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluatio
 def main(arguments: Sequence[str] | None = None) -> int:
     given = build_parser().parse_args(arguments)
     try:
-        given.run(given)
+        return given.run(given) or 0
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"dart: {error}", file=sys.stderr)
         return 2
-    return 0
