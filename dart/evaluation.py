@@ -32,6 +32,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import dart
 from dart import easy_vqa, families, methods, scenes
+from dart.tasks import TASKS as PUBLISHED
+from dart.tasks import Benchmark
 
 # ------------------------------------------------------------------------------------------------ names
 
@@ -60,12 +62,13 @@ def _scene_task(name: str) -> Task:
     return Task(name, title, found.metric, ask, score, floors)
 
 
-TASKS: dict[str, Callable[[], Task]] = {
+TASKS: dict[str, Callable[[], Task | Benchmark]] = {
     **{name: partial(_scene_task, name) for name in scenes.TASKS},
     "easy-vqa": lambda: Task(
         "easy-vqa", easy_vqa.TITLE, "accuracy", easy_vqa.questions, easy_vqa.score, easy_vqa.floors
     ),
     **{name + scenes.UNSEEN: partial(_scene_task, name + scenes.UNSEEN) for name in scenes.TASKS},
+    **PUBLISHED,
 }
 METHODS: dict[str, type[dart.Method] | None] = {"unpruned": None, **methods.METHODS}
 
@@ -79,7 +82,7 @@ def find_name(what: str, name: str, known: Iterable[str]) -> str:
     return name
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str) -> Task | Benchmark:
     """The task of that name.
 
     Raises
