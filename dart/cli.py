@@ -14,6 +14,7 @@ import torch
 import dart
 from dart import budgets, bundled, claims, evaluation, reproduction, results, scenes
 from dart.methods.base import NoPlan
+from dart.tasks import files
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,11 +64,25 @@ def build_parser() -> argparse.ArgumentParser:
     store.add_argument("--model", type=Path, help="folder of the model that the runs were made with; by default data/model")
     store.set_defaults(run=stored_runs)
 
+    data = commands.add_parser("data", help="the files of the paper's benchmarks").add_subparsers(dest="what", required=True)
+    check = data.add_parser("check", help="what is missing or broken, where it belongs and where it comes from",
+                            description="Say which files of the benchmarks are missing, cut short or not as published; exit code 1 if any are.")
+    check.add_argument("tasks", nargs="*", metavar="TASK", help=f"{', '.join(files.FILES)}; all if left out")
+    check.add_argument("--folder", type=Path, help="folder of all benchmarks; by default DART_BENCHMARKS, else benchmarks in the data folder")
+    check.set_defaults(run=check_data)
+
     judged = commands.add_parser("claims", help="judge every claim of the paper", description="Judge every claim of the paper by stored runs and "
                                  "short measurements on the bundled model, and print the verdicts.")
     judged.add_argument("--write", action="store_true", help="write the ledger to data/results/claims.json, which the book compares with")
     judged.set_defaults(run=judge_claims)
     return parser
+
+
+def check_data(given: argparse.Namespace) -> int:
+    found = files.check(given.folder, given.tasks or None)
+    for task in given.tasks or files.FILES:
+        print(*[finding for finding in found if finding.task == task] or [f"{task}: nothing is missing"], sep="\n")
+    return 1 if found else 0
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -161,8 +176,7 @@ def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluatio
 def main(arguments: Sequence[str] | None = None) -> int:
     given = build_parser().parse_args(arguments)
     try:
-        given.run(given)
+        return given.run(given) or 0
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"dart: {error}", file=sys.stderr)
         return 2
-    return 0

@@ -32,6 +32,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import dart
 from dart import easy_vqa, families, methods, scenes
+from dart.tasks import TASKS as PUBLISHED
+from dart.tasks import Benchmark
 
 # ------------------------------------------------------------------------------------------------ names
 
@@ -60,12 +62,13 @@ def _scene_task(name: str) -> Task:
     return Task(name, title, found.metric, ask, score, floors)
 
 
-TASKS: dict[str, Callable[[], Task]] = {
+TASKS: dict[str, Callable[[], Task | Benchmark]] = {
     **{name: partial(_scene_task, name) for name in scenes.TASKS},
     "easy-vqa": lambda: Task(
         "easy-vqa", easy_vqa.TITLE, "accuracy", easy_vqa.questions, easy_vqa.score, easy_vqa.floors
     ),
     **{name + scenes.UNSEEN: partial(_scene_task, name + scenes.UNSEEN) for name in scenes.TASKS},
+    **PUBLISHED,
 }
 METHODS: dict[str, type[dart.Method] | None] = {"unpruned": None, **methods.METHODS}
 
@@ -79,7 +82,7 @@ def find_name(what: str, name: str, known: Iterable[str]) -> str:
     return name
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str) -> Task | Benchmark:
     """The task of that name.
 
     Raises
@@ -315,8 +318,8 @@ def prompt_size(model, processor, question) -> tuple[int, int]:
     return ids.shape[1], int(image.sum())
 
 
-def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method | None], *, tokens: int = 8) -> list[list[str]]:
-    """What a model answers to a batch of questions, greedily, under each of several methods.
+def prompts(model, processor, questions: Sequence) -> tuple[dict[str, Tensor], list[int]]:
+    """What the model takes for a batch of questions, and which pictures of it are the same.
 
     Parameters
     ----------
@@ -324,15 +327,13 @@ def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method 
         As `from_pretrained` gives them; prompts are made by the processor's chat template.
     questions : sequence
         With `text`, `picture_key` and `picture()` or `pictures()`.
-    methods : sequence of Method or None
-        None leaves the model alone.
-    tokens : int
-        Longest answer.
 
     Returns
     -------
-    list of list of str
-        One list for each method.
+    inputs : mapping of str to Tensor
+        Of the processor, on the model's device, padded on the left.
+    sources : list of int
+        For each picture of the batch the first one that is the same.
     """
     pictures: dict[Any, list] = {}                          # of each key, drawn once
     starts: dict[Any, int] = {}                             # where they stand first among all pictures of the batch
@@ -348,6 +349,27 @@ def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method 
     inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt").to(model.device)
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    return inputs, sources
+
+
+def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method | None], *, tokens: int = 8) -> list[list[str]]:
+    """What a model answers to a batch of questions, greedily, under each of several methods.
+
+    Parameters
+    ----------
+    model, processor, questions
+        As `prompts` takes them.
+    methods : sequence of Method or None
+        None leaves the model alone.
+    tokens : int
+        Longest answer.
+
+    Returns
+    -------
+    list of list of str
+        One list for each method.
+    """
+    inputs, sources = prompts(model, processor, questions)
     answers = []
     with torch.inference_mode():
         features = _features(model, inputs, sources)
@@ -358,40 +380,6 @@ def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method 
                 said = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
             answers.append(processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return answers
-
-
-def asked_of(task: str, limit: int | None = None) -> list:
-    """The first `limit` questions of a task, or all; groups that are scored together stay whole.
-
-    Raises
-    ------
-    ValueError
-        For a task that is not known, with the nearest names, or a limit that leaves nothing.
-    """
-    asked = list(find_task(task).questions())
-    end = len(asked) if limit is None else min(limit, len(asked))
-    while 0 < end < len(asked) and asked[end].group is not None and asked[end].group == asked[end - 1].group:
-        end += 1
-    if not asked[:end]:
-        raise ValueError(f"limit={limit} leaves no question; give 1 or more")
-    return asked[:end]
-
-
-def settings_of(
-    model, methods: Sequence[dart.Method | None], task: str, limit: int | None = None, tokens: int = 8
-) -> list[dict[str, Any]]:
-    """What identifies the run of each method on a task, as `settings.json` has it; parameters as those of `sweep`."""
-    asked = asked_of(task, limit)
-    common = {
-        "task": task,
-        "questions": questions_hash(asked),
-        "n": len(asked),
-        "model": Path(str(model.name_or_path)).name,
-        "weights": fingerprint(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "tokens": tokens,
-    }
-    return [{"label": label(m), "method": m and {"name": type(m).__name__, **asdict(m)}, **common} for m in methods]
 
 
 def sweep(

@@ -255,6 +255,22 @@ def begin(target: str, given: Mapping[str, Any]) -> Experiment:
     return Experiment(target, Parameters(**{name: given[name] for name in NAMES if name in given}))
 
 
+def of_model(names: Sequence[str], scale: str, model: str | None) -> list[str]:
+    """Those of several targets on one page that a model is meant for: all at bundled scale, or for a model that none names.
+
+    Raises
+    ------
+    ValueError
+        At paper scale without a model: each of the targets has its own.
+    """
+    known = {name: targets()[name].model for name in names}
+    if scale != "paper":
+        return list(names)
+    if model is None:
+        raise ValueError(f"this page has several models at paper scale; give model= one of {', '.join(known.values())}")
+    return [name for name in names if known[name] == model] or list(names)
+
+
 def _several(value: Any, kind: type, name: str) -> tuple | None:
     """A tuple of `kind` from what papermill may hand over: a list, one value, or a text with commas."""
     if value is None:
@@ -509,9 +525,10 @@ def _read(model, methods: Sequence[dart.Method | None], task: str, limit: int | 
     return {m: results.lookup(settings, stores) for m, settings in zip(methods, evaluation.settings_of(model, methods, task, limit))}
 
 
-def _make(model, processor, methods, task, limit, *, progress=True, store=None, batch=32) -> dict[dart.Method | None, Stored]:
+def _make(model, processor, methods, task, limit, *, folder=None, store=None, progress=True) -> dict[dart.Method | None, Stored]:
+    folder = folder or work() / "eval"
     store = store or work() / "results"
-    options = {"processor": processor, "folder": work() / "eval", "limit": limit, "batch": batch, "progress": progress}
+    options = {"processor": processor, "folder": folder, "limit": limit, "batch": 32, "progress": progress}
     records = evaluation.sweep(model, methods, task, **options)
     return {method: results.load(results.keep(record, store)) for method, record in zip(methods, records)}
 
@@ -562,7 +579,8 @@ def sweep(experiments: Sequence[Experiment], *, jobs: int = 2, store: str | Path
     with tqdm(total=sum(asked.values()), unit="q", disable=not progress, dynamic_ncols=True) as bar, context.Manager() as manager:
         queue = manager.Queue()
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-            given = {task: pool.submit(_work, first.name, first.parameters, task, todo[task], threads, store, queue) for task in order}
+            places = {"folder": work() / "eval", "store": store or work() / "results"}
+            given = {task: pool.submit(_work, first.name, first.parameters, task, todo[task], threads, places, queue) for task in order}
             waiting = set(order)
             while waiting:
                 for task in [task for task in waiting if given[task].done()]:
@@ -578,10 +596,10 @@ def sweep(experiments: Sequence[Experiment], *, jobs: int = 2, store: str | Path
     return failed
 
 
-def _work(name: str, parameters: Parameters, task: str, methods: Sequence, threads: int, store, queue) -> None:
+def _work(name: str, parameters: Parameters, task: str, methods: Sequence, threads: int, places: dict, queue) -> None:
     torch.set_num_threads(threads)
     experiment = Experiment(name, parameters)
-    _make(*experiment.model, methods, task, parameters.limit, store=store, progress=lambda number: queue.put((task, number)))
+    _make(*experiment.model, methods, task, parameters.limit, **places, progress=lambda number: queue.put((task, number)))
 
 
 # ------------------------------------------------------------------------------------------------ notebooks

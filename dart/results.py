@@ -34,6 +34,7 @@ import numpy as np
 import dart
 from dart import evaluation
 from dart.evaluation import Interval, Record
+from dart.tasks import TASKS as PUBLISHED
 
 # What every run uses, beside the file of its method and of its task.
 COMMON = ("attention", "evaluation", "families", "pruning", "select", "tower", "methods.base", "methods.shares", "methods.thumbnails")
@@ -63,12 +64,18 @@ def code_fingerprint(settings: dict[str, Any]) -> str:
     Comments, docstrings and layout do not count.
     """
     method = settings["method"]
-    names = [*COMMON, "easy_vqa" if settings["task"] == "easy-vqa" else "scenes"]
+    names = [*COMMON, *_task_files(settings["task"])]
     names += [f"methods.{method['name'].lower()}"] if method else []
     digest = hashlib.sha256()
     for name in sorted(names):
         digest.update(f"{name}\n{_syntax(inspect.getsource(importlib.import_module(f'dart.{name}')))}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def _task_files(task: str) -> list[str]:
+    if task in PUBLISHED:                                   # pope, mmbench-cn: the file has the first word
+        return ["tasks.base", f"tasks.{task.split('-')[0]}", *(["tasks.vqa"] if "vqa" in task or task.startswith("vizwiz") else [])]
+    return {"easy-vqa": ["easy_vqa"], "videos": ["scenes", "videos"]}.get(task, ["scenes"])
 
 
 @lru_cache
