@@ -382,6 +382,40 @@ def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method 
     return answers
 
 
+def asked_of(task: str, limit: int | None = None) -> list:
+    """The first `limit` questions of a task, or all; groups that are scored together stay whole.
+
+    Raises
+    ------
+    ValueError
+        For a task that is not known, with the nearest names, or a limit that leaves nothing.
+    """
+    asked = list(find_task(task).questions())
+    end = len(asked) if limit is None else min(limit, len(asked))
+    while 0 < end < len(asked) and asked[end].group is not None and asked[end].group == asked[end - 1].group:
+        end += 1
+    if not asked[:end]:
+        raise ValueError(f"limit={limit} leaves no question; give 1 or more")
+    return asked[:end]
+
+
+def settings_of(
+    model, methods: Sequence[dart.Method | None], task: str, limit: int | None = None, tokens: int = 8
+) -> list[dict[str, Any]]:
+    """What identifies the run of each method on a task, as `settings.json` has it; parameters as those of `sweep`."""
+    asked = asked_of(task, limit)
+    common = {
+        "task": task,
+        "questions": questions_hash(asked),
+        "n": len(asked),
+        "model": Path(str(model.name_or_path)).name,
+        "weights": fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "tokens": tokens,
+    }
+    return [{"label": label(m), "method": m and {"name": type(m).__name__, **asdict(m)}, **common} for m in methods]
+
+
 def sweep(
     model,
     methods: Sequence[dart.Method | None],

@@ -24,7 +24,7 @@ import inspect
 import json
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -167,8 +167,8 @@ def lookup(settings: dict[str, Any], folders: Sequence[str | Path | None] = (Non
     return next((load(place) for place in places if (place / "environment.json").exists()), None)
 
 
-def verify(run: Stored, model, processor, *, n: int = 100, least: float = 0.99, batch: int = 16) -> float:
-    """Answer some questions of a run anew with today's code, and note in the store if the answers agree.
+def recheck(run: Stored, model, processor, *, n: int = 100, batch: int = 16) -> float:
+    """Answer some questions of a run anew with today's code.
 
     Parameters
     ----------
@@ -177,15 +177,13 @@ def verify(run: Stored, model, processor, *, n: int = 100, least: float = 0.99, 
         The model that the run was made with.
     n : int
         Questions to answer, drawn by the run's name.
-    least : float
-        Share that has to agree for a renewal; torch of another version may move a last bit and so a word.
     batch : int
         Questions a call.
 
     Returns
     -------
     float
-        The share of answers that agree. From `least` on a renewal is appended to the run.
+        The share of answers that agree.
 
     Raises
     ------
@@ -195,24 +193,45 @@ def verify(run: Stored, model, processor, *, n: int = 100, least: float = 0.99, 
     given = evaluation.fingerprint(model)
     if given != run.settings["weights"]:
         raise ValueError(f"the run in {run.folder} is of weights {run.settings['weights']}, the model has {given}; load the model of the run")
-    method = run.settings["method"]
-    if method is not None:
-        known = {each.__name__: each for each in dart.METHODS.values()}
-        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in method.items() if name != "name"}
-        fixed = {name for name, each in known[method["name"]].__dataclass_fields__.items() if not each.init}
-        method = known[method["name"]](**{name: value for name, value in settings.items() if name not in fixed})
     seed = int(hashlib.sha256(run.folder.name.encode()).hexdigest()[:8], 16)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(run.questions))[:n])
     said = []
     for part in np.array_split(drawn, max(1, -(-len(drawn) // batch))):
-        said += evaluation.answer(model, processor, [run.questions[i] for i in part], [method], tokens=run.settings["tokens"])[0]
-    agree = float(np.mean([answer == run.answers[i] for answer, i in zip(said, drawn)]))
+        asked = [run.questions[i] for i in part]
+        said += evaluation.answer(model, processor, asked, [_method(run.settings["method"])], tokens=run.settings["tokens"])[0]
+    return float(np.mean([answer == run.answers[i] for answer, i in zip(said, drawn)]))
+
+
+def verify(run: Stored, model, processor, *, n: int = 100, least: float = 0.99) -> float:
+    """`recheck` a run, and note in the store if the answers agree.
+
+    Parameters
+    ----------
+    run, model, processor, n
+        As those of `recheck`.
+    least : float
+        Share that has to agree; torch of another version may move a last bit and so a word.
+
+    Returns
+    -------
+    float
+        The share of answers that agree. From `least` on a renewal is appended to the run.
+    """
+    agree = recheck(run, model, processor, n=n)
     if agree >= least:
-        renewal = {"date": datetime.date.today().isoformat(), "questions": len(drawn), "agree": agree, "commit": _commit(),
+        renewal = {"date": datetime.date.today().isoformat(), "questions": min(n, len(run.questions)), "agree": agree, "commit": _commit(),
                    "code": code_fingerprint(run.settings)}
-        written = json.dumps([*_renewals(run.folder), renewal], indent=1) + "\n"
-        (run.folder / "renewals.json").write_text(written)
+        (run.folder / "renewals.json").write_text(json.dumps([*_renewals(run.folder), renewal], indent=1) + "\n")
     return agree
+
+
+def _method(settings: dict[str, Any] | None) -> dart.Method | None:
+    """The method that these settings describe."""
+    if settings is None:
+        return None
+    made = {each.__name__: each for each in dart.METHODS.values()}[settings["name"]]
+    given = {each.name: settings[each.name] for each in fields(made) if each.init and each.name in settings}
+    return made(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 # ------------------------------------------------------------------------------------------------ beside the paper

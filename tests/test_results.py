@@ -143,7 +143,7 @@ def test_verifying_renews_only_runs_that_are_answered_alike(record, tmp_path, mo
     assert results.verify(run, Model(), None, n=10) == 0.0 and not results.load(place).current
     said.update(wrong)
     asked.clear()
-    assert results.verify(run, Model(), None, n=10, batch=4) == 1.0 and len(asked) == len(set(asked)) == 10
+    assert results.verify(run, Model(), None, n=10) == 1.0 and len(asked) == len(set(asked)) == 10
     assert results.load(place).current
     monkeypatch.setattr(evaluation, "fingerprint", lambda model: "another")
     with pytest.raises(ValueError, match="is of weights"):
