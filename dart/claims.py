@@ -489,7 +489,7 @@ class _Look(dart.Method):
         return view.image_mask
 
 
-def look(n: int = 48) -> Scenes:
+def look(n: int = 36) -> Scenes:
     """Look at `n` scenes of the existence task through the bundled model."""
     asked = list({question.picture_key: question for question in evaluation.find_task("existence").questions()}.values())[:n]
     rules = {rule: dart.DART(128, pivot_rule=rule) for rule in PIVOT_RULES}
@@ -528,7 +528,7 @@ def look(n: int = 48) -> Scenes:
 
 @needs(look, "table-8")
 def overlap(scenes: Scenes, runs: Experiment) -> Verdict:
-    """The share of 128 tokens that pivots of the largest and of the smallest key norm both keep, mean over 48 scenes, against one
+    """The share of 128 tokens that pivots of the largest and of the smallest key norm both keep, mean over 36 scenes, against one
     half; and the difference of their averages, against one point either way."""
     most, least = scenes.kept["key-norm-max"], scenes.kept["key-norm-min"]
     averages = [at(runs, f"DART pivot=K-norm {end}", 128) for end in ("max (default)", "min")]
@@ -539,7 +539,7 @@ def overlap(scenes: Scenes, runs: Experiment) -> Verdict:
 @needs(look)
 def scattered(scenes: Scenes) -> Verdict:
     """The picture cut into 36 blocks of 4 x 4 tokens: how many are touched by the 128 tokens that each rule keeps, against three
-    quarters of what a blind draw of 128 touches; 48 scenes."""
+    quarters of what a blind draw of 128 touches; 36 scenes."""
     blind = 1 - math.comb(560, 128) / math.comb(576, 128)
     touched = {rule: scenes.kept[rule].reshape(-1, 6, 4, 6, 4).any((2, 4)).mean((1, 2)) for rule in PIVOT_RULES}
     checks = [Check(rule, mean(share / blind), above=0.75, unit="%") for rule, share in touched.items()]
@@ -548,7 +548,7 @@ def scattered(scenes: Scenes) -> Verdict:
 
 @needs(look)
 def position_bias(scenes: Scenes) -> Verdict:
-    """FastV's 64 tokens at layer 4 in 48 scenes. Late: their mean place in the sequence (0 first, 1 last) minus that of tokens on
+    """FastV's 64 tokens at layer 4 in 36 scenes. Late: their mean place in the sequence (0 first, 1 last) minus that of tokens on
     objects. Whatever they show: the share of the budget in the tenth of places that FastV favours in the first half of the
     scenes, minus the share of the objects there, both in the other half."""
     place, half = np.arange(576) / 575, len(scenes.objects) // 2
@@ -561,7 +561,7 @@ def position_bias(scenes: Scenes) -> Verdict:
 
 @needs(look)
 def static_importance(scenes: Scenes) -> Verdict:
-    """Cosine of a kept token with its most similar kept token, mean over 64 tokens at layer 4 and 48 scenes: FastV's minus
+    """Cosine of a kept token with its most similar kept token, mean over 64 tokens at layer 4 and 36 scenes: FastV's minus
     DART's, and minus that of a blind draw, which does not look for duplicates either way."""
     ours = scenes.twin["FastV"]
     return judge([Check(f"FastV minus {name}", mean(ours - scenes.twin[name]), above=0, unit="") for name in ("DART", "random")])
@@ -569,7 +569,7 @@ def static_importance(scenes: Scenes) -> Verdict:
 
 @needs(look)
 def bound(scenes: Scenes) -> Verdict:
-    """The share of 48 scenes in which the worst served token lies within what the lemmas promise (DART, 64 tokens, layer 2); and
+    """The share of 36 scenes in which the worst served token lies within what the lemmas promise (DART, 64 tokens, layer 2); and
     two tokens of one direction, one ten times as long: their distance minus what is promised for them."""
     tokens, kept = torch.tensor([[1.0, 0.0], [0.1, 0.0]]), torch.tensor([True, False])
     promised = duplication.paper_bound(duplication.epsilon_per_pivot(tokens, tokens[:1], kept), 1.0)
@@ -588,7 +588,7 @@ class Kernels:
     without: bool
 
 
-def ask_two_kernels(n: int = 24) -> Kernels:
+def ask_two_kernels(n: int = 12) -> Kernels:
     """Ask `n` questions of the attributes task under both kernels, with 64 tokens."""
     methods = {"DART": dart.DART(64), "FastV": dart.FastV(64, layer=4)}
     asked, said, alike = evaluation.asked_of("attributes", n), {}, []
@@ -598,8 +598,8 @@ def ask_two_kernels(n: int = 24) -> Kernels:
 
     for kernel in ("sdpa", "eager"):
         model, processor = bundled.load(attn_implementation=kernel)
-        said[kernel] = dict(zip(methods, evaluation.answer(model, processor, asked, list(methods.values()), tokens=4)))
-        evaluation.answer(model, processor, asked[:4], [_Look(note)], tokens=1)
+        said[kernel] = dict(zip(methods, evaluation.answer(model, processor, asked, list(methods.values()), tokens=2)))
+        evaluation.answer(model, processor, asked[:2], [_Look(note)], tokens=1)
     return Kernels(said["sdpa"], said["eager"], all(alike))
 
 
@@ -609,7 +609,7 @@ def _same(kernels: Kernels, method: str) -> Interval:
 
 @needs(ask_two_kernels)
 def efficient_attention(kernels: Kernels) -> Verdict:
-    """The share of 24 answers that are the same under sdpa and under eager attention, and whether DART chooses alike when there
+    """The share of 12 answers that are the same under sdpa and under eager attention, and whether DART chooses alike when there
     is no attention to read."""
     return judge([Check("same answers", _same(kernels, "DART"), above=0.99, unit="%"),
                   Check("same choice without attention", exactly(kernels.without), above=0.99, unit="%")])
@@ -617,7 +617,7 @@ def efficient_attention(kernels: Kernels) -> Verdict:
 
 @needs(ask_two_kernels)
 def importance_needs_map(kernels: Kernels) -> Verdict:
-    """The share of 24 answers that are the same under sdpa and under eager attention with FastV, whose row of attention is
+    """The share of 12 answers that are the same under sdpa and under eager attention with FastV, whose row of attention is
     recomputed here from queries and keys. The claim holds if efficient attention changes FastV's answers."""
     return judge([Check("FastV, same answers", _same(kernels, "FastV"), below=0.99, unit="%")])
 
@@ -640,12 +640,12 @@ class Times:
 DEVICE = f"{platform.machine()} CPU"
 
 
-def clock(repeats: int = 5) -> Times:
-    """Time the bundled model on five pictures (2880 image tokens, the paper's length) with and without DART (320), taking turns;
-    and DART's choice on random states of the paper's shape. On the CPU, after one unmeasured turn."""
+def clock(repeats: int = 3) -> Times:
+    """Time the bundled model on three pictures (1728 image tokens) with and without DART (192, one in nine as in the
+    paper), taking turns; and DART's choice on random states of the paper's shape. On the CPU, after one unmeasured turn."""
     model, processor = bundled.load()
-    asked = list({question.picture_key: question for question in evaluation.find_task("existence").questions()}.values())[:5]
-    text = "<image>" * 4 + bundled.prompt(asked[0].text)
+    asked = list({question.picture_key: question for question in evaluation.find_task("existence").questions()}.values())[:3]
+    text = "<image>" * 2 + bundled.prompt(asked[0].text)
     inputs = processor(text=[text], images=[question.picture() for question in asked], return_tensors="pt")
     generator = torch.Generator().manual_seed(0)
     hidden, keys = torch.randn(1, 2940, 4096, generator=generator), torch.randn(1, 32, 2940, 128, generator=generator)
@@ -664,11 +664,11 @@ def clock(repeats: int = 5) -> Times:
         reading = partial(model, **inputs, logits_to_keep=1)
         for _ in range(repeats + 1):
             found["whole"].append(seconds(answering))
-            with dart.prune(model, dart.DART(320)):
+            with dart.prune(model, dart.DART(192)):
                 found["whole_pruned"].append(seconds(answering))
             with evaluation.given_features(model, features):
                 found["reading"].append(seconds(reading))
-                with dart.prune(model, dart.DART(320)):
+                with dart.prune(model, dart.DART(192)):
                     found["reading_pruned"].append(seconds(reading))
             found["choosing"].append(seconds(lambda: dart_keep(hidden, keys, image, keep=320)))
     return Times(**{name: np.array(several[1:]) for name, several in found.items()})
@@ -686,7 +686,7 @@ def _speed(what: str, plain: np.ndarray, pruned: np.ndarray, claimed: float) -> 
 
 @needs(clock)
 def total_speed(times: Times) -> Verdict:
-    """Seconds of reading and answering a prompt of 2880 image tokens unpruned, over those with 320 of them: whether faster at
+    """Seconds of reading and answering a prompt of 1728 image tokens unpruned, over those with 192 of them: whether faster at
     all, and whether as much as in the paper."""
     return _speed("speed-up", times.whole, times.whole_pruned, paper.headline()["total_speedup"])
 
