@@ -1,4 +1,4 @@
-# make book · make test · make check · make lab · make train · make clean
+# make book · make test · make check · make tables · make lab · make train · make clean
 # Each makes .venv first if it is missing or older than pyproject.toml or constraints.txt.
 
 SHELL := /bin/bash
@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help book test check lab train clean
+.PHONY: help book test check tables lab train clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,15 +19,18 @@ help:
 	echo "make book    run every page and build the site into book/_build/html"
 	echo "make test    run the tests"
 	echo "make check   run the slow checks: the built site in a browser, notebooks under papermill"
+	echo "make tables  make all runs behind the tables and figures, then run their notebooks; resumes"
+	echo "             make tables LIMIT=20 ARGS='table-1 figure-7' for a quick look at two"
 	echo "make lab     open JupyterLab on the book"
 	echo "make train   train the bundled model and examine it; resumes, and takes hours"
 	echo "make clean   remove .venv and the built site"
 	echo "make book PYTHON=python3.12    picks the interpreter (3.11 to 3.13)"
 
 # No half-built site is mistaken for a good one, and no page keeps results of older code: every build starts from nothing.
+# Pages read stored runs and make none: what is missing is shown as not run.
 book: $(ENV)
 	rm -rf book/_build
-	$(BIN)/jupyter-book build book -W -n --keep-going
+	DART_COMPUTE=0 $(BIN)/jupyter-book build book -W -n --keep-going
 	$(call done,The site is in book/_build/html/index.html)
 
 test: $(ENV)
@@ -37,6 +40,10 @@ test: $(ENV)
 check: $(ENV)
 	$(BIN)/python -m pytest tests/checks
 	$(call done,All checks are through)
+
+tables: $(ENV)
+	$(BIN)/dart tables $(if $(LIMIT),--limit $(LIMIT)) $(ARGS)
+	$(call done,Tables and figures are in build/tables)
 
 lab: $(ENV)
 	$(BIN)/jupyter lab book $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 import dart
-from dart import budgets, bundled, evaluation, results, scenes
+from dart import budgets, bundled, evaluation, reproduction, results, scenes
 from dart.methods.base import NoPlan
+from dart.tasks import files
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +40,44 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the computation")
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
     ask.set_defaults(run=evaluate)
+
+    tables = commands.add_parser("tables", help="make the runs of the results notebooks, and run these", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                                 description="Make all runs that the tables and figures need, every task in one pass, then execute the notebooks "
+                                 "through papermill. The same call goes on where it stopped. Example: dart tables table-1 figure-7 --limit 20")
+    tables.add_argument("names", nargs="*", help="notebooks; all if left out")
+    tables.add_argument("--scale", choices=["bundled", "paper"], default="bundled", help="the small model and our tasks, or the paper's")
+    tables.add_argument("--model", help="a folder that from_pretrained reads, or a name on the Hub; each notebook's own if left out")
+    tables.add_argument("--limit", type=int, default=300, help="only the first questions of each task")
+    tables.add_argument("--device", help="as torch names it; CUDA if there is one")
+    tables.add_argument("--jobs", type=int, default=2, help="tasks, and then notebooks, at a time")
+    tables.add_argument("--notebooks", type=Path, default=Path("book/results"), help="folder of the notebooks")
+    tables.add_argument("--out", type=Path, default=Path("build/tables"), help="folder of the executed notebooks")
+    tables.add_argument("--store", action="store_true", help="put the runs into data/results, where the book reads them")
+    tables.set_defaults(run=make_tables)
+
+    store = commands.add_parser("results", help="look at stored runs, and verify them with today's code")
+    store.add_argument("action", choices=["list", "verify"], help="list all runs; or answer some questions of the runs made by older code anew")
+    store.add_argument("--task", help="only runs of this task")
+    store.add_argument("--label", help="only runs of this label, as dart-64")
+    store.add_argument("--all", action="store_true", help="verify current runs too")
+    store.add_argument("--questions", type=int, default=100, help="questions of each run to answer anew")
+    store.add_argument("--model", type=Path, help="folder of the model that the runs were made with; by default data/model")
+    store.set_defaults(run=stored_runs)
+
+    data = commands.add_parser("data", help="the files of the paper's benchmarks").add_subparsers(dest="what", required=True)
+    check = data.add_parser("check", help="what is missing or broken, where it belongs and where it comes from",
+                            description="Say which files of the benchmarks are missing, cut short or not as published; exit code 1 if any are.")
+    check.add_argument("tasks", nargs="*", metavar="TASK", help=f"{', '.join(files.FILES)}; all if left out")
+    check.add_argument("--folder", type=Path, help="folder of all benchmarks; by default DART_BENCHMARKS, else benchmarks in the data folder")
+    check.set_defaults(run=check_data)
     return parser
+
+
+def check_data(given: argparse.Namespace) -> int:
+    found = files.check(given.folder, given.tasks or None)
+    for task in given.tasks or files.FILES:
+        print(*[finding for finding in found if finding.task == task] or [f"{task}: nothing is missing"], sep="\n")
+    return 1 if found else 0
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -66,6 +104,49 @@ def evaluate(given: argparse.Namespace) -> None:
     print(f"budgets: {budgets.MEANING[given.budget]}", *refused, sep="\n")
 
 
+def make_tables(given: argparse.Namespace) -> None:
+    found, known = reproduction.notebooks(given.notebooks), reproduction.targets()
+    if not found:
+        raise FileNotFoundError(f"no notebook with a parameter cell in {given.notebooks}; call this in the project's folder or give --notebooks")
+    for name in given.names:
+        evaluation.find_name("notebook", name, found)
+    chosen = {name: path for name, path in found.items() if not given.names or name in given.names}
+    parameters = {name: getattr(given, name) for name in ("scale", "model", "limit", "device")}
+    experiments = [reproduction.Experiment(name, reproduction.Parameters(**parameters)) for name in chosen if name in known]
+    groups: dict[str | None, list[reproduction.Experiment]] = {}
+    for each in experiments:                                # at paper scale tables differ in their model
+        groups.setdefault(None if given.scale == "bundled" else given.model or each.target.model, []).append(each)
+    failed = {}
+    for group in groups.values():
+        store = results.root() if given.store else None
+        failed |= {f"task {name}": why for name, why in reproduction.sweep(group, jobs=given.jobs, store=store).items()}
+    failed |= reproduction.execute(chosen, parameters, given.out, jobs=given.jobs)
+    print(f"{len(chosen)} notebooks in {given.out}")
+    if failed:
+        raise ValueError("\n".join(["some failed, the others are done:", *(f"  {name}: {why}" for name, why in failed.items())]))
+
+
+def stored_runs(given: argparse.Namespace) -> None:
+    runs = results.find(given.task, given.label)
+    if not runs:
+        raise ValueError(f"no run of task {given.task or 'any'} and label {given.label or 'any'} in {results.root()}")
+    if given.action == "list":
+        for run in runs:
+            metric = evaluation.find_task(run.settings["task"]).metric
+            print(f"{run.folder.parent.name}/{run.folder.name}  {metric} {run.metrics[metric]}  n={run.settings['n']}" + "  older code" * (not run.current))
+        return
+    todo = [run for run in runs if given.all or not run.current]
+    print(f"{len(todo)} of {len(runs)} runs to verify")
+    model, processor = bundled.load(given.model) if todo else (None, None)
+    differ = []
+    for run in todo:
+        agree = results.verify(run, model, processor, n=given.questions)
+        print(f"{run.folder.parent.name}/{run.folder.name}: {agree:.0%} of {min(given.questions, run.settings['n'])} answers agree")
+        differ += [run.folder.name] if agree < 0.99 else []
+    if differ:
+        raise ValueError(f"these runs are answered otherwise now, and stay marked as older: {', '.join(differ)}")
+
+
 def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluation.Record]]) -> str:
     """Rows of methods, columns of tasks; each cell is the task's metric with its 95 % interval.
 
@@ -85,8 +166,7 @@ def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluatio
 def main(arguments: Sequence[str] | None = None) -> int:
     given = build_parser().parse_args(arguments)
     try:
-        given.run(given)
+        return given.run(given) or 0
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"dart: {error}", file=sys.stderr)
         return 2
-    return 0

@@ -32,6 +32,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import dart
 from dart import easy_vqa, families, methods, scenes
+from dart.tasks import TASKS as PUBLISHED
+from dart.tasks import Benchmark
 
 # ------------------------------------------------------------------------------------------------ names
 
@@ -41,7 +43,7 @@ class Task:
     """What evaluation needs of a benchmark.
 
     `questions()` gives them in a fixed order; each has `text`, `answer`, `kind`, `group` (scored only together), `stratum`,
-    `picture_key` and `picture()`. `score(questions, answers, weights=None)` gives metrics by name, `floors()` what
+    `picture_key` and `picture()`, or `pictures()` where it is about several. `score(questions, answers, weights=None)` gives metrics by name, `floors()` what
     guessing gets, and `metric` is the one that tables show.
     """
 
@@ -60,17 +62,19 @@ def _scene_task(name: str) -> Task:
     return Task(name, title, found.metric, ask, score, floors)
 
 
-TASKS: dict[str, Callable[[], Task]] = {
+TASKS: dict[str, Callable[[], Task | Benchmark]] = {
     **{name: partial(_scene_task, name) for name in scenes.TASKS},
     "easy-vqa": lambda: Task(
         "easy-vqa", easy_vqa.TITLE, "accuracy", easy_vqa.questions, easy_vqa.score, easy_vqa.floors
     ),
     **{name + scenes.UNSEEN: partial(_scene_task, name + scenes.UNSEEN) for name in scenes.TASKS},
+    **PUBLISHED,
 }
 METHODS: dict[str, type[dart.Method] | None] = {"unpruned": None, **methods.METHODS}
 
 
-def _find(what: str, name: str, known: Iterable[str]) -> str:
+def find_name(what: str, name: str, known: Iterable[str]) -> str:
+    """`name` itself if it is known, else an error with the nearest names."""
     known = list(known)
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
@@ -78,7 +82,7 @@ def _find(what: str, name: str, known: Iterable[str]) -> str:
     return name
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str) -> Task | Benchmark:
     """The task of that name.
 
     Raises
@@ -86,7 +90,7 @@ def find_task(name: str) -> Task:
     ValueError
         With the nearest valid names.
     """
-    return TASKS[_find("task", name, TASKS)]()
+    return TASKS[find_name("task", name, TASKS)]()
 
 
 def find_method(name: str, keep: int | None, layer: int | None = None) -> dart.Method | None:
@@ -108,7 +112,7 @@ def find_method(name: str, keep: int | None, layer: int | None = None) -> dart.M
         With the nearest valid names, or what the method says to its settings.
     """
     name, _, given = name.partition(":")
-    method = METHODS[_find("method", name, METHODS)]
+    method = METHODS[find_name("method", name, METHODS)]
     if method is None:
         return None
     known = {each.name: each for each in fields(method) if each.name != "keep"}
@@ -117,7 +121,7 @@ def find_method(name: str, keep: int | None, layer: int | None = None) -> dart.M
         key, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"{setting!r} in {name}:{given} is no setting; write {name}:name=value,name=value")
-        _find(f"setting of {name}", key, known)
+        find_name(f"setting of {name}", key, known)
         try:
             settings[key] = literal_eval(value)
         except (ValueError, SyntaxError):
@@ -280,28 +284,72 @@ def given_features(model, features: Sequence[Tensor]) -> Iterator[None]:
             body.get_image_features = before
 
 
-def _features(model, inputs: dict[str, Tensor], owner: Sequence[int]) -> list[Tensor] | None:
-    """Image features for every row of a batch, computed once for each picture.
+def _pictures(question) -> list:
+    """What a question is about, in the order of the prompt: frames of a video, or one picture."""
+    return question.pictures() if hasattr(question, "pictures") else [question.picture()]
 
-    `owner[row]` is the first row with the same picture. None for a model that takes its images as anything but one tensor
-    of pixels.
+
+def _prompt(processor, question, pictures: int) -> str:
+    turn = {"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": question.text}]}
+    return processor.apply_chat_template([turn], add_generation_prompt=True)
+
+
+def _features(model, inputs: dict[str, Tensor], sources: Sequence[int]) -> list[Tensor] | None:
+    """Image features for every picture of a batch, computed once for each different one.
+
+    `sources[i]` is the first picture that is the same as picture `i`. None for a model that takes its images as anything but
+    one tensor of pixels.
     """
     images = set(inputs) - {"input_ids", "attention_mask"}
-    if images != {"pixel_values"} or len(inputs["pixel_values"]) != len(owner):
+    if images != {"pixel_values"} or len(inputs["pixel_values"]) != len(sources):
         return None
-    first = sorted(set(owner))
+    first = sorted(set(sources))
     features = model.get_image_features(pixel_values=inputs["pixel_values"][first], return_dict=True).pooler_output
-    return [features[first.index(row)] for row in owner]
+    return [features[first.index(source)] for source in sources]
 
 
 def prompt_size(model, processor, question) -> tuple[int, int]:
     """Tokens of the prompt that a question becomes, and how many of them are image tokens."""
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}
-    text = processor.apply_chat_template([turn], add_generation_prompt=True)
-    ids = processor(text=[text], images=[question.picture()], return_tensors="pt")["input_ids"]
+    pictures = _pictures(question)
+    text = _prompt(processor, question, len(pictures))
+    ids = processor(text=[text], images=pictures, return_tensors="pt")["input_ids"]
     family, body, _ = families.find(model)
     image = torch.isin(ids, torch.tensor(families.image_token_ids(body.config, family)))
     return ids.shape[1], int(image.sum())
+
+
+def prompts(model, processor, questions: Sequence) -> tuple[dict[str, Tensor], list[int]]:
+    """What the model takes for a batch of questions, and which pictures of it are the same.
+
+    Parameters
+    ----------
+    model, processor
+        As `from_pretrained` gives them; prompts are made by the processor's chat template.
+    questions : sequence
+        With `text`, `picture_key` and `picture()` or `pictures()`.
+
+    Returns
+    -------
+    inputs : mapping of str to Tensor
+        Of the processor, on the model's device, padded on the left.
+    sources : list of int
+        For each picture of the batch the first one that is the same.
+    """
+    pictures: dict[Any, list] = {}                          # of each key, drawn once
+    starts: dict[Any, int] = {}                             # where they stand first among all pictures of the batch
+    images, sources, texts = [], [], []
+    for question in questions:
+        key = question.picture_key
+        if key not in pictures:
+            pictures[key], starts[key] = _pictures(question), len(images)
+        images += pictures[key]
+        sources += range(starts[key], starts[key] + len(pictures[key]))
+        texts.append(_prompt(processor, question, len(pictures[key])))
+    # padded on the left, so that every answer starts at the end of its row
+    inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt").to(model.device)
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    return inputs, sources
 
 
 def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method | None], *, tokens: int = 8) -> list[list[str]]:
@@ -309,10 +357,8 @@ def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method 
 
     Parameters
     ----------
-    model, processor
-        As `from_pretrained` gives them; prompts are made by the processor's chat template.
-    questions : sequence
-        With `text`, `picture_key` and `picture()`.
+    model, processor, questions
+        As `prompts` takes them.
     methods : sequence of Method or None
         None leaves the model alone.
     tokens : int
@@ -323,22 +369,10 @@ def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method 
     list of list of str
         One list for each method.
     """
-    pictures = {question.picture_key: None for question in questions}
-    owner, texts, first = [], [], {}
-    for row, question in enumerate(questions):
-        owner.append(first.setdefault(question.picture_key, row))
-        if pictures[question.picture_key] is None:
-            pictures[question.picture_key] = question.picture()
-        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}
-        texts.append(processor.apply_chat_template([turn], add_generation_prompt=True))
-    images = [pictures[question.picture_key] for question in questions]
-    # padded on the left, so that every answer starts at the end of its row
-    inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt").to(model.device)
-    if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    inputs, sources = prompts(model, processor, questions)
     answers = []
     with torch.inference_mode():
-        features = _features(model, inputs, owner)
+        features = _features(model, inputs, sources)
         for method in methods:
             pruned = dart.prune(model, method) if method else nullcontext()
             shared = features and not (method and method.reads_tower)      # such a method wants the tower to run
@@ -346,6 +380,40 @@ def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method 
                 said = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
             answers.append(processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return answers
+
+
+def asked_of(task: str, limit: int | None = None) -> list:
+    """The first `limit` questions of a task, or all; groups that are scored together stay whole.
+
+    Raises
+    ------
+    ValueError
+        For a task that is not known, with the nearest names, or a limit that leaves nothing.
+    """
+    asked = list(find_task(task).questions())
+    end = len(asked) if limit is None else min(limit, len(asked))
+    while 0 < end < len(asked) and asked[end].group is not None and asked[end].group == asked[end - 1].group:
+        end += 1
+    if not asked[:end]:
+        raise ValueError(f"limit={limit} leaves no question; give 1 or more")
+    return asked[:end]
+
+
+def settings_of(
+    model, methods: Sequence[dart.Method | None], task: str, limit: int | None = None, tokens: int = 8
+) -> list[dict[str, Any]]:
+    """What identifies the run of each method on a task, as `settings.json` has it; parameters as those of `sweep`."""
+    asked = asked_of(task, limit)
+    common = {
+        "task": task,
+        "questions": questions_hash(asked),
+        "n": len(asked),
+        "model": Path(str(model.name_or_path)).name,
+        "weights": fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "tokens": tokens,
+    }
+    return [{"label": label(m), "method": m and {"name": type(m).__name__, **asdict(m)}, **common} for m in methods]
 
 
 def sweep(
@@ -358,7 +426,7 @@ def sweep(
     limit: int | None = None,
     batch: int = 16,
     tokens: int = 8,
-    progress: bool = True,
+    progress: bool | Callable[[int], Any] = True,
 ) -> list[Record]:
     """Measure several methods on a task, each picture seen once by the vision tower for all of them.
 
@@ -380,6 +448,8 @@ def sweep(
         Questions a call. Padding and batching may move the last bits of a result.
     tokens : int
         Longest answer.
+    progress : bool or callable
+        Whether to show a bar; or what is called with the number of answers that came, for a bar of the caller's.
 
     Returns
     -------
@@ -391,29 +461,14 @@ def sweep(
     ValueError
         For a task that is not known, with the nearest names.
     """
-    found = find_task(task)
-    asked = list(found.questions())
-    end = len(asked) if limit is None else min(limit, len(asked))
-    while 0 < end < len(asked) and asked[end].group is not None and asked[end].group == asked[end - 1].group:
-        end += 1
-    asked = asked[:end]
-    if not asked:
-        raise ValueError(f"limit={limit} leaves no question; give 1 or more")
-    common = {
-        "task": task,
-        "questions": questions_hash(asked),
-        "n": len(asked),
-        "model": Path(str(model.name_or_path)).name,
-        "weights": fingerprint(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "tokens": tokens,
-    }
-    settings = [{"label": label(m), "method": m and {"name": type(m).__name__, **asdict(m)}, **common} for m in methods]
+    found, asked = find_task(task), asked_of(task, limit)
+    settings = settings_of(model, methods, task, limit, tokens)
     runs = [_Answers(folder and Path(folder), setting) for setting in settings]
 
     started = time.perf_counter()
     done = sum(len(run.given) for run in runs)
-    bar = tqdm(total=len(asked) * len(runs), initial=done, desc=task, unit="q", disable=not progress, dynamic_ncols=True)
+    shown = progress is True
+    bar = tqdm(total=len(asked) * len(runs), initial=done, desc=task, unit="q", disable=not shown, dynamic_ncols=True)
     missing = [index for index in range(len(asked)) if any(index not in run.given for run in runs)]
     for start in range(0, len(missing), batch):
         indices = missing[start : start + batch]
@@ -425,6 +480,8 @@ def sweep(
             new = [(index, text) for index, text in zip(indices, texts) if index not in run.given]
             run.add(*zip(*new))
             bar.update(len(new))
+            if callable(progress):
+                progress(len(new))
     bar.close()
 
     environment = {

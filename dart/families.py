@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from math import isqrt
 
 import torch
@@ -23,11 +24,11 @@ class Family:
     ----------
     decoder : str
         Attribute path of the text decoder, counted from the model's body (``model.base_model``: the part that receives
-        `input_ids` and puts the image features in). The decoder must hold its layers as ``layers`` and its last norm as
-        ``norm``.
+        `input_ids` and puts the image features in); the empty path is the body itself. The decoder must hold its layers as
+        ``layers`` and its last norm as ``norm``.
     image_tokens : tuple of str
-        Names in the model's config of the placeholder ids that image (and video) tokens have in the prompt; those that a
-        config lacks are passed over.
+        Attribute paths in the model's config of the placeholder ids that image tokens have in the prompt (and video and audio
+        tokens, which are treated alike); those that a config lacks are passed over.
     layout : callable, optional
         ``layout(config, count, size, grid) -> tuple of Tensor``: where the `count` tokens of one image lie on it, one int64
         (rows, columns) table of their ranks for every view that covers the image. LLaVA has one view, LLaVA-NeXT two (the base
@@ -97,6 +98,17 @@ def base_and_tiles(config, size):
     return side * side + rows * (columns + 1)
 
 
+def frames(config, count, size, grid):
+    """Video-LLaVA: one square for an image; for a video one for each frame, whose class token comes first and lies nowhere."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    if count == side * side:
+        return square(config, count, size, grid)
+    if count % (side * side + 1):
+        raise ValueError(f"{count} tokens are neither one image of {side * side} nor frames of {side * side + 1}; give all pictures "
+                         "of the sample, in order")
+    return tuple(torch.arange(count).view(-1, side * side + 1)[:, 1:].unflatten(1, (side, side)))
+
+
 def tiles(config, count, size, grid):
     """LLaVA-NeXT: a base view, then the unpadded tiles with a newline token behind each row."""
     side, rows, columns = _unpadded(config, size)
@@ -142,6 +154,8 @@ FAMILIES: dict[str, Family] = {
     "gemma3": Family(layout=square, tokens=pooled),
     "idefics3": Family(decoder="text_model"),
     "smolvlm": Family(decoder="text_model"),
+    "video_llava": Family(layout=frames, centre_crop=True),
+    "phi4_multimodal": Family(decoder="", image_tokens=("vision_config.image_token_id", "audio_config.audio_token_id")),
 }
 
 
@@ -225,7 +239,8 @@ def image_token_ids(config, family: Family) -> list[int]:
     ValueError
         If the config names none of ``family.image_tokens``.
     """
-    ids = [getattr(config, name) for name in family.image_tokens if getattr(config, name, None) is not None]
+    named = [reduce(lambda part, name: getattr(part, name, None), path.split("."), config) for path in family.image_tokens]
+    ids = [each for each in named if each is not None]
     if not ids:
         raise ValueError(
             f"the config of {config.model_type!r} names no image token: it has none of {', '.join(family.image_tokens)}; "

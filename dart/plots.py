@@ -96,6 +96,46 @@ def draw_patches(image, kept=None, ax: Axes | None = None, *, values=None, pivot
     return ax
 
 
+def draw_averages(experiment, budgets=None):
+    """Draw what each row of an experiment keeps of the unpruned scores, with its interval, beside what the paper prints.
+
+    Parameters
+    ----------
+    experiment : dart.reproduction.Experiment
+        After its `run`.
+    budgets : sequence of int, optional
+        One panel each; all by default.
+
+    Returns
+    -------
+    matplotlib Figure
+    """
+    plt, _ = _libraries()
+    budgets = list(budgets or experiment.budgets)
+    joined = {keep: experiment.join(keep) for keep in budgets}
+    most = max(len(rows) for rows in joined.values())
+    figure, axes = plt.subplots(1, len(budgets), figsize=(1.6 + 2.7 * len(budgets), 1.2 + 0.27 * most), sharex=True, sharey=True, squeeze=False)
+    order = sorted({row.label for rows in joined.values() for row in rows}, key=lambda label: max(
+        (row.ours.value for rows in joined.values() for row in rows if row.label == label and row.ours), default=0))
+    for ax, keep in zip(axes[0], budgets):
+        for row in joined[keep]:
+            y = order.index(row.label)
+            if row.ours is not None:
+                value, low, high = (100 * each for each in (row.ours.value, row.ours.low, row.ours.high))
+                ax.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=PALETTE["blue"], markersize=5, capsize=2)
+            if row.paper is not None:
+                ax.plot(100 * row.paper, y, "D", markerfacecolor="white", markeredgecolor=PALETTE["vermilion"], markersize=5)
+        ax.axvline(100, color=INK, linewidth=0.8, linestyle=":")
+        ax.grid(axis="y", linewidth=0.4)
+        ax.set(title=f"{keep} tokens", xlabel="% of unpruned", yticks=range(len(order)), yticklabels=order)
+    handles = [
+        plt.Line2D([], [], marker="o", linestyle="", color=PALETTE["blue"], label="ours, 95 % interval"),
+        plt.Line2D([], [], marker="D", linestyle="", markerfacecolor="white", markeredgecolor=PALETTE["vermilion"], label="the paper, its own model and tasks"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
 def _as_rgb(image) -> np.ndarray:
     """Float array (height, width, 3) from 0 to 1."""
     if hasattr(image, "convert"):

@@ -4,29 +4,37 @@
                                             metrics.json          every metric with its 95 % interval
                                             environment.json      device, versions, commit, fingerprint of the code
                                             predictions.json.gz   the answers, in the order of the questions
+                                            renewals.json         if there were any: when newer code gave the same answers
 
 A run's settings hold the checkpoint's fingerprint and a hash of the questions. Beside them stands the *code fingerprint*: if
-the code that a run used has changed since, `Stored.current` is False and pages say "older code".
+the code that a run used has changed since, `Stored.current` is False and pages say "older code", until `verify` has seen that
+today's code answers alike.
+
+`average` is the mean over tasks of the ratio to the unpruned score, as the paper averages, and `join` puts it beside the paper's.
 """
 
 from __future__ import annotations
 
 import ast
+import datetime
 import gzip
 import hashlib
 import importlib
 import inspect
 import json
 import subprocess
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import dart
 from dart import evaluation
 from dart.evaluation import Interval, Record
+from dart.tasks import TASKS as PUBLISHED
 
 # What every run uses, beside the file of its method and of its task.
 COMMON = ("attention", "evaluation", "families", "pruning", "select", "tower", "methods.base", "methods.shares", "methods.thumbnails")
@@ -39,7 +47,7 @@ class Stored(Record):
     Attributes
     ----------
     current : bool
-        Whether the code that it used is the code of today.
+        Whether the code that it used is the code of today, or was seen to answer as that does.
     """
 
     current: bool = True
@@ -56,12 +64,18 @@ def code_fingerprint(settings: dict[str, Any]) -> str:
     Comments, docstrings and layout do not count.
     """
     method = settings["method"]
-    names = [*COMMON, "easy_vqa" if settings["task"] == "easy-vqa" else "scenes"]
+    names = [*COMMON, *_task_files(settings["task"])]
     names += [f"methods.{method['name'].lower()}"] if method else []
     digest = hashlib.sha256()
     for name in sorted(names):
         digest.update(f"{name}\n{_syntax(inspect.getsource(importlib.import_module(f'dart.{name}')))}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def _task_files(task: str) -> list[str]:
+    if task in PUBLISHED:                                   # pope, mmbench-cn: the file has the first word
+        return ["tasks.base", f"tasks.{task.split('-')[0]}", *(["tasks.vqa"] if "vqa" in task or task.startswith("vizwiz") else [])]
+    return {"easy-vqa": ["easy_vqa"], "videos": ["scenes", "videos"]}.get(task, ["scenes"])
 
 
 @lru_cache
@@ -76,6 +90,12 @@ def _syntax(source: str) -> str:
 @lru_cache
 def _questions(task: str) -> list:
     return list(evaluation.find_task(task).questions())
+
+
+def place_of(settings: dict[str, Any], folder: str | Path | None = None) -> Path:
+    """Where a run of these settings lies in the store, whether it is there or not."""
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return root(folder) / settings["task"] / f"{settings['label']}-{key}"
 
 
 def keep(record: Record, folder: str | Path | None = None) -> Path:
@@ -98,9 +118,7 @@ def keep(record: Record, folder: str | Path | None = None) -> Path:
     ValueError
         If a run of these settings is there with other answers: nothing is overwritten.
     """
-    text = json.dumps(record.settings, sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:8]
-    place = root(folder) / record.settings["task"] / f"{record.settings['label']}-{key}"
+    place = place_of(record.settings, folder)
     if (place / "environment.json").exists():
         if _answers(place) != list(record.answers):
             raise ValueError(f"{place} holds other answers to the same settings; move it away if the new ones are to be kept")
@@ -127,14 +145,14 @@ def load(place: str | Path) -> Stored:
     place = Path(place)
     try:
         settings, metrics, environment = (json.loads((place / f"{name}.json").read_text()) for name in ("settings", "metrics", "environment"))
-        answers = _answers(place)
+        answers, renewals = _answers(place), _renewals(place)
     except (OSError, EOFError, gzip.BadGzipFile, json.JSONDecodeError) as reason:
         raise ValueError(f"the run in {place} cannot be read: {reason}; fetch it again or make it anew") from reason
     questions = _questions(settings["task"])[: settings["n"]]
     if evaluation.questions_hash(questions) != settings["questions"] or len(answers) != settings["n"]:
         raise ValueError(f"the run in {place} answered other questions than {settings['task']} asks now; make it anew")
     intervals = {name: Interval(**metric) for name, metric in metrics.items()}
-    current = environment["code"] == code_fingerprint(settings)
+    current = code_fingerprint(settings) in {environment["code"], *(renewal["code"] for renewal in renewals)}
     return Stored(place, settings, intervals, environment, questions, answers, current)
 
 
@@ -143,10 +161,225 @@ def find(task: str | None = None, label: str | None = None, *, folder: str | Pat
     return [load(place) for place in _places(task, label, root(folder))]
 
 
+def lookup(settings: dict[str, Any], folders: Sequence[str | Path | None] = (None,)) -> Stored | None:
+    """The run of these settings from the first store that has it, or None."""
+    places = (place_of(settings, folder) for folder in folders)
+    return next((load(place) for place in places if (place / "environment.json").exists()), None)
+
+
+def recheck(run: Stored, model, processor, *, n: int = 100, batch: int = 16) -> float:
+    """Answer some questions of a run anew with today's code.
+
+    Parameters
+    ----------
+    run : Stored
+    model, processor
+        The model that the run was made with.
+    n : int
+        Questions to answer, drawn by the run's name.
+    batch : int
+        Questions a call.
+
+    Returns
+    -------
+    float
+        The share of answers that agree.
+
+    Raises
+    ------
+    ValueError
+        If the model is not the one of the run.
+    """
+    given = evaluation.fingerprint(model)
+    if given != run.settings["weights"]:
+        raise ValueError(f"the run in {run.folder} is of weights {run.settings['weights']}, the model has {given}; load the model of the run")
+    seed = int(hashlib.sha256(run.folder.name.encode()).hexdigest()[:8], 16)
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(run.questions))[:n])
+    said = []
+    for part in np.array_split(drawn, max(1, -(-len(drawn) // batch))):
+        asked = [run.questions[i] for i in part]
+        said += evaluation.answer(model, processor, asked, [_method(run.settings["method"])], tokens=run.settings["tokens"])[0]
+    return float(np.mean([answer == run.answers[i] for answer, i in zip(said, drawn)]))
+
+
+def verify(run: Stored, model, processor, *, n: int = 100, least: float = 0.99) -> float:
+    """`recheck` a run, and note in the store if the answers agree.
+
+    Parameters
+    ----------
+    run, model, processor, n
+        As those of `recheck`.
+    least : float
+        Share that has to agree; torch of another version may move a last bit and so a word.
+
+    Returns
+    -------
+    float
+        The share of answers that agree. From `least` on a renewal is appended to the run.
+    """
+    agree = recheck(run, model, processor, n=n)
+    if agree >= least:
+        renewal = {"date": datetime.date.today().isoformat(), "questions": min(n, len(run.questions)), "agree": agree, "commit": _commit(),
+                   "code": code_fingerprint(run.settings)}
+        (run.folder / "renewals.json").write_text(json.dumps([*_renewals(run.folder), renewal], indent=1) + "\n")
+    return agree
+
+
+def _method(settings: dict[str, Any] | None) -> dart.Method | None:
+    """The method that these settings describe."""
+    if settings is None:
+        return None
+    made = {each.__name__: each for each in dart.METHODS.values()}[settings["name"]]
+    given = {each.name: settings[each.name] for each in fields(made) if each.init and each.name in settings}
+    return made(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+# ------------------------------------------------------------------------------------------------ beside the paper
+
+
+@dataclass(frozen=True)
+class Average:
+    """Mean over tasks of the ratio to the unpruned score, 1 for no loss, and its value in each bootstrap resample, (times,)."""
+
+    value: float
+    drawn: np.ndarray
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.value, *map(float, np.nanpercentile(self.drawn, (2.5, 97.5))))
+
+    def __sub__(self, other: Average) -> Interval:
+        """The difference with its interval; both answered the same resampled questions."""
+        return Average(self.value - other.value, self.drawn - other.drawn).interval
+
+
+def average(runs: Mapping[str, Sequence[Record]], unpruned: Mapping[str, Record]) -> Average:
+    """How much of the unpruned scores is left, as the paper averages: the mean over tasks of score / unpruned score.
+
+    Parameters
+    ----------
+    runs : mapping of str to sequence of Record
+        By task; of several runs (seeds) the mean score counts.
+    unpruned : mapping of str to Record
+        By task, on the same questions.
+    """
+    values, drawn = [], []
+    for task, several in runs.items():
+        scores = [_drawn(run) for run in several]
+        whole, resampled = _drawn(unpruned[task])
+        values.append(np.mean([value for value, _ in scores]) / whole)
+        with np.errstate(divide="ignore", invalid="ignore"):   # a resample of few questions may have no right answer
+            drawn.append(np.mean([each for _, each in scores], axis=0) / resampled)
+    return Average(float(np.mean(values)), np.mean(drawn, axis=0))
+
+
+def mean_score(runs: Sequence[Record]) -> Interval:
+    """The mean of a task's own metric over several runs (seeds) on the same questions, with its interval."""
+    scores = [_drawn(run) for run in runs]
+    return Average(float(np.mean([value for value, _ in scores])), np.mean([each for _, each in scores], axis=0)).interval
+
+
+def mean_difference(runs: Sequence[Record], reference: Record) -> Interval:
+    """That mean minus the score of `reference`, both answering the same resampled questions."""
+    whole, resampled = _drawn(reference)
+    scores = [_drawn(run) for run in runs]
+    return Average(float(np.mean([value for value, _ in scores])) - whole, np.mean([each for _, each in scores], axis=0) - resampled).interval
+
+
+def _drawn(run: Record) -> tuple[float, np.ndarray]:
+    """A run's score by its task's own metric, and that of each resample."""
+    key = json.dumps(run.settings, sort_keys=True), hash(tuple(run.answers))
+    if key not in _SCORES:
+        task = evaluation.find_task(run.settings["task"])
+        value = float(task.score(run.questions, run.answers)[task.metric])
+        _SCORES[key] = value, task.score(run.questions, run.answers, evaluation.resamples(run.questions))[task.metric]
+    return _SCORES[key]
+
+
+_SCORES: dict[tuple, tuple[float, np.ndarray]] = {}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row of a table beside the paper's.
+
+    Attributes
+    ----------
+    label : str
+        The method, as the paper names it.
+    paper, ours : float or None, Interval or None
+        Share of the unpruned scores that is left, mean over tasks; None where the paper prints none, or for what was not run.
+    difference : float or None
+        Ours minus the paper's.
+    n : int
+        Questions over all tasks.
+    verdict : str
+        "not run", or "reference" for the rows that others are compared with. At paper scale "agrees" if the paper's value lies
+        in our interval, else "differs". At bundled scale values of another model and other tasks are not compared, but order:
+        "same order" if our difference to the reference has the paper's sign and its interval excludes 0, "reversed" if it has
+        the other sign and excludes 0, else "undecided".
+    """
+
+    label: str
+    paper: float | None
+    ours: Interval | None
+    difference: float | None
+    n: int
+    verdict: str
+
+
+def join(
+    label: str,
+    paper: float | None,
+    ours: Average | None,
+    n: int,
+    *,
+    reference: tuple[float | None, Average | None] | None = None,
+) -> Comparison:
+    """Put the paper's average, ours, the difference, n, the interval and a verdict side by side.
+
+    Parameters
+    ----------
+    label : str
+    paper : float or None
+        As a share, 0.937.
+    ours : Average or None
+    n : int
+        Questions over all tasks.
+    reference : tuple, optional
+        Paper's and our average of the row that order is judged against (bundled scale); None compares values (paper scale).
+    """
+    interval = ours and ours.interval
+    difference = None if paper is None or ours is None else ours.value - paper
+    if ours is None:
+        verdict = "not run"
+    elif paper is None:
+        verdict = "no value in the paper"
+    elif reference is None:
+        verdict = "agrees" if interval.low <= paper <= interval.high else "differs"
+    elif reference[0] is None or reference[1] is None:
+        verdict = "no reference"
+    elif reference[1] is ours:
+        verdict = "reference"
+    else:
+        gap, wanted = ours - reference[1], np.sign(paper - reference[0])
+        sign = 1 if gap.low > 0 else -1 if gap.high < 0 else 0
+        verdict = "undecided" if sign == 0 else "same order" if sign == wanted else "reversed"
+    return Comparison(label, paper, interval, difference, n, verdict)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
 def _places(task: str | None, label: str | None, folder: Path) -> Iterator[Path]:
     for settings in sorted(folder.glob(f"{task or '*'}/*/settings.json")):
         if label is None or json.loads(settings.read_text())["label"] == label:
             yield settings.parent
+
+
+def _renewals(place: Path) -> list[dict[str, Any]]:
+    file = place / "renewals.json"
+    return json.loads(file.read_text()) if file.exists() else []
 
 
 def _answers(place: Path) -> list[str]:

@@ -221,8 +221,8 @@ def test_paired_differences_are_tighter_than_two_intervals():
 def test_wrong_names_get_the_nearest(folder, capsys):
     with pytest.raises(ValueError, match="'existance' is not known; did you mean existence"):
         evaluation.find_task("existance")
-    with pytest.raises(ValueError, match="'zzz' is not known; known are existence, relations"):
-        evaluation.find_task("zzz")
+    with pytest.raises(ValueError, match="'qqq' is not known; known are existence, relations"):
+        evaluation.find_task("qqq")
     with pytest.raises(ValueError, match="'randon' is not known; did you mean random"):
         evaluation.find_method("randon", 64)
     assert cli.main(["eval", "--model", str(folder), "--tasks", "readin"]) == 2

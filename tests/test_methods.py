@@ -181,6 +181,13 @@ def test_methods_of_the_tower_run_on_tiles(name, monkeypatch):
     assert torch.equal(pruned(model, inputs, METHODS[name](keep=10**4))[0], plain)
 
 
+@pytest.mark.parametrize("family", ["video_llava", "phi4_multimodal"])
+def test_methods_of_the_tower_are_refused_where_it_is_not_described(family):
+    with pytest.raises(ValueError, match=f"VisionZip works with the vision tower, which is not described for '{family}'"):
+        with dart.prune(tiny(family), methods.VisionZip(12)):
+            pass
+
+
 # ------------------------------------------------------------------------------------------------ the catalogue
 
 

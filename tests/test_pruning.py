@@ -12,12 +12,13 @@ from transformers.masking_utils import flash_attention_mask
 
 import dart
 from dart import pruning
-from tiny import CONFIGS, IMAGE, LAYERS, VIDEO, VIDEO_FAMILIES, image_mask, prompt, tiny
+from tiny import AUDIO, CONFIGS, IMAGE, LAYERS, SOUND, VIDEO, VIDEO_FAMILIES, image_mask, prompt, tiny
 
 FAMILIES = list(CONFIGS)
 KEEP = 10
 ONE = [3, "I", 8]
 MIXED = [[4, "I", 9], [2, "I", 3, "I", 6], [30], [6, "I", 5]]
+SOUNDS = [[4, "A", 9], [2, "A", 3, "A", 6], [30], [6, "A", 5]]
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +145,8 @@ def test_cached_generation_equals_recomputation(name, attention):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_eager_and_sdpa_agree(name):
-    inputs = prompt(name, MIXED)
+    # The image tower of transformers' Phi-4 declares itself causal: without padding sdpa obeys, eager does not.
+    inputs = prompt(name, SOUNDS if name == "phi4_multimodal" else MIXED)
     sdpa, first = pruned(tiny(name, "sdpa"), inputs)
     eager, second = pruned(tiny(name, "eager"), inputs)
     real = inputs["attention_mask"].bool()
@@ -209,6 +211,49 @@ def test_video_tokens_are_pruned_like_image_tokens(name):
     expected, at = by_hand(model, inputs, report.samples[0].kept, 2)
     assert_close(logits[:, at], expected)
     assert len(report.samples[0].image) == int(image_mask(inputs).sum())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name, samples", [("phi4_multimodal", SOUNDS), ("phi4_multimodal", [[3, "A", 4, "I", 6], [2, "I", 3, "A", 9]]),
+                                           ("video_llava", [[4, "V", 9], [2, "V", 3, "I", 6], [30], [6, "V", 5]])],
+                         ids=["sounds", "sounds-and-images", "videos-and-images"])
+def test_videos_and_sounds_keep_every_promise(name, samples, attention):
+    model, batch = tiny(name, attention), prompt(name, samples)
+    plain = model(**batch).logits
+    assert torch.equal(pruned(model, batch, dart.DART(keep=10_000))[0], plain)
+    for method in (dart.DART(keep=KEEP), dart.Random(KEEP, seed=3), dart.FastV(KEEP)):
+        with dart.prune(model, method) as report:
+            out = model(**batch)
+            said = model.generate(**batch, max_new_tokens=4, do_sample=False)[:, -4:]
+        assert [out.past_key_values.get_seq_length(i) for i in range(LAYERS)][:2] == [batch["input_ids"].shape[1]] * 2
+        prompts = [row for row, segments in enumerate(samples) if len(segments) > 1]
+        assert [(len(report.samples[row].image), len(report.samples[row].kept)) for row in prompts] == [
+            (int(image_mask(batch)[row].sum()), KEEP) for row in prompts]
+        for row, segments in enumerate(samples):
+            single = prompt(name, [segments])
+            with dart.prune(model, method) as one:
+                alone = model(**single)
+                logits = model.generate(**single, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
+            assert_close(out.logits[row, -alone.logits.shape[1]:], alone.logits[0])
+            assert said[row].tolist() == logits.sequences[0, -4:].tolist()
+            if one.samples:
+                assert [alone.past_key_values.get_seq_length(i) for i in range(LAYERS)] == one.kv_lengths(0)
+                whole = extend(single, logits.sequences[:, single["input_ids"].shape[1] :])
+                expected, _ = by_hand(model, whole, one.samples[0].kept, 2)
+                assert_close(torch.stack(logits.logits, 1), expected[:, -5:-1])
+
+
+def test_what_is_heard_matters_and_images_can_stay_whole():
+    """The features are in the prompt before the first layer; a family of fewer names prunes what these name."""
+    model, inputs = tiny("phi4_multimodal"), prompt("phi4_multimodal", [[3, "A", 4, "I", 6]])
+    other = {**inputs, "audio_input_features": inputs["audio_input_features"].flip(1)}
+    assert not torch.allclose(pruned(model, inputs)[0][:, -1], pruned(model, other)[0][:, -1], atol=1e-3)
+    only = dart.Family(decoder="", image_tokens=("audio_config.audio_token_id",))
+    with dart.prune(model, dart.DART(keep=4), family=only) as report:
+        model(**inputs)
+    (sample,) = report.samples
+    assert sample.image.tolist() == (inputs["input_ids"][0] == AUDIO).nonzero().flatten().tolist() == list(range(3, 3 + SOUND))
+    assert len(sample.kept) == 4 and report.lengths()[-1] == inputs["input_ids"].shape[1] - SOUND + 4
 
 
 # ---- ways to generate
@@ -289,7 +334,7 @@ def test_a_second_turn_goes_on_from_the_pruned_cache(name, attention):
         second = model.generate(**text, past_key_values=cache, max_new_tokens=4, do_sample=False)
     new = second[:, first.shape[1] :]
     expected, _ = by_hand(model, extend(whole, new[:, 4:]), report.samples[0].kept, 2)
-    expected[..., [IMAGE, VIDEO]] = -torch.inf              # never generated
+    expected[..., [IMAGE, VIDEO, AUDIO]] = -torch.inf              # never generated
     assert new[0, 4:].tolist() == expected[0, -5:-1].argmax(-1).tolist()
     assert len(report.samples) == 1
 

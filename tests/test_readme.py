@@ -22,7 +22,7 @@ def test_the_three_lines_run_as_written(capsys):
 def test_every_family_and_file_it_names_is_there():
     spoken = {"LLaVA-1.5": "llava", "LLaVA-NeXT": "llava_next", "LLaVA-OneVision": "llava_onevision", "Qwen2-VL": "qwen2_vl",
               "Qwen2.5-VL": "qwen2_5_vl", "Qwen3-VL": "qwen3_vl", "InternVL": "internvl", "Gemma 3": "gemma3",
-              "Idefics3": "idefics3", "SmolVLM": "smolvlm"}
+              "Idefics3": "idefics3", "SmolVLM": "smolvlm", "Video-LLaVA": "video_llava", "Phi-4-multimodal": "phi4_multimodal"}
     listed = re.search(r"Known families: (.*?);", README, re.S).group(1)
     assert {spoken[name.strip()] for name in listed.replace("\n", " ").split(",")} == set(dart.FAMILIES)
     for path in re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(r"papermill (\S+)", README):

@@ -97,6 +97,18 @@ def test_every_view_and_image_is_drawn():
     assert len(report.show([photo(16, 32), photo(16, 32)])) == 2
     with pytest.raises(ValueError, match="3 pictures given, but the sample has 1"):
         report.show([photo(16, 32)] * 3)
+    report, _, _ = read("video_llava", [[4, "V", 9]])
+    assert len(report.show([photo(32, 32)] * 3)) == 3
+    report, _, _ = read("video_llava", [[4, "V", 3, "I", 9]])
+    assert len(report.show([photo(32, 32)] * 4)) == 4
+
+
+def test_class_tokens_of_frames_lie_nowhere():
+    report, _, _ = read("video_llava", [[4, "V", 9]])
+    (views,) = report._images(-1, [photo(32, 32)])
+    assert [view.flatten().tolist() for view in views] == [list(range(first, first + 16)) for first in (1, 18, 35)]
+    with pytest.raises(ValueError, match="15 tokens are neither one image of 16 nor frames of 17"):
+        dart.families.frames(tiny("video_llava").config, 15, (32, 32), None)
 
 
 def test_families_without_a_layout_say_so():

@@ -2,13 +2,14 @@
 
 import gzip
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 import dart
 from dart import evaluation, results
 from dart.evaluation import Record
+from dart.tasks import TASKS as PUBLISHED
 
 
 @pytest.fixture
@@ -106,5 +107,44 @@ def test_stored_answers_are_those_of_the_committed_model(task):
 
 
 def test_questions_are_the_same_on_every_machine():
-    assert not any("site-packages" in repr(q.picture_key) or str(dart.data_root()) in repr(q.picture_key) for t in evaluation.TASKS for q in
+    assert not any("site-packages" in repr(q.picture_key) or str(dart.data_root()) in repr(q.picture_key) for t in set(evaluation.TASKS) - set(PUBLISHED) for q in
                    evaluation.find_task(t).questions()[:3])
+
+
+def test_a_run_is_found_by_its_settings(record, tmp_path):
+    assert results.lookup(record.settings, [tmp_path]) is None
+    place = results.keep(record, tmp_path)
+    assert results.lookup(record.settings, [tmp_path / "empty", tmp_path]).folder == place
+    assert results.lookup({**record.settings, "n": 25}, [tmp_path]) is None
+
+
+def test_verifying_renews_only_runs_that_are_answered_alike(record, tmp_path, monkeypatch):
+    class Model:
+        pass
+
+    settings = {**record.settings, "method": {"name": "DART", **asdict(dart.DART(keep=64))}, "tokens": 8}
+    record = replace(record, settings=settings)
+    place = results.keep(record, tmp_path)
+    said = {question: answer for question, answer in zip(record.questions, record.answers)}
+    asked = []
+
+    def answer(model, processor, questions, methods, *, tokens):
+        asked.extend(questions)
+        assert methods == [dart.DART(keep=64)]
+        return [[said[question] for question in questions]]
+
+    monkeypatch.setattr(evaluation, "fingerprint", lambda model: record.settings["weights"])
+    monkeypatch.setattr(evaluation, "answer", answer)
+    monkeypatch.setattr(results, "code_fingerprint", lambda settings: "of tomorrow")
+    run = results.load(place)
+    assert not run.current
+    wrong = dict(said)
+    said.update({question: "?" for question in said})
+    assert results.verify(run, Model(), None, n=10) == 0.0 and not results.load(place).current
+    said.update(wrong)
+    asked.clear()
+    assert results.verify(run, Model(), None, n=10) == 1.0 and len(asked) == len(set(asked)) == 10
+    assert results.load(place).current
+    monkeypatch.setattr(evaluation, "fingerprint", lambda model: "another")
+    with pytest.raises(ValueError, match="is of weights"):
+        results.verify(run, Model(), None)

@@ -1,9 +1,9 @@
 """Train the bundled model: a small stock LLaVA that answers questions about scenes and reads its image late.
 
-    python train/bundled.py --out data/model            # two hours on two CPU cores; CUDA if there is one
+    python train/bundled.py --out data/model            # two and a half hours on two CPU cores; CUDA if there is one
     python train/bundled.py --out data/model --minutes 9   # a piece; the same command goes on where it stopped
 
-Three stages, each resumed from its last checkpoint after a kill; scene `i` of a stage has a seed of its own, so a resumed
+Five stages, each resumed from its last checkpoint after a kill; scene `i` of a stage has a seed of its own, so a resumed
 run sees what an uninterrupted one sees.
 
 1. *crowd*: tower, projector and word embeddings learn one thing: a patch's projected vector points, by cosine, to the
@@ -17,6 +17,9 @@ run sees what an uninterrupted one sees.
    sequence; each sees the image and itself only and has the positions it has alone. Beside the answers, a few heads of
    one layer are shown where to look: the last token of a question attends to the patches of what is asked for, or to the
    first token where there is nothing to see. Most image tokens show nothing, and most of those are left out until the end.
+4. *see-again*: the tower goes on, now with half of its scenes full of signs, since letters take longest. Word embeddings
+   stay where the decoder knows them.
+5. *talk-again*: the decoder goes on with what the tower says now, on scenes that have something to count and to read.
 
 The first two decoder layers are local: their window is shorter than any question, so no answer can come from the image
 before layer 2. In every second step of *talk* the last quarter of the layers does without the image, so that reading is
@@ -73,7 +76,7 @@ CHAT = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes and lengths; the defaults are for two CPU cores and two hours."""
+    """Sizes and lengths; the defaults are for two CPU cores and two and a half hours."""
 
     width: int = 128
     layers: int = 8
@@ -86,13 +89,15 @@ class Recipe:
     crowd_steps: int = 4800
     see_steps: int = 750
     talk_steps: int = 3100
+    see_again_steps: int = 1800
+    talk_again_steps: int = 1300
     see_batch: int = 4
     batch: int = 8
-    scenes: int = 2400  # a multiple of the batch; whose image tokens are kept for the language stage
+    scenes: int = 2400  # a multiple of the batch; whose image tokens are kept for a language stage
     shown: int = 160  # image tokens a scene in most of it: all that show something and some that show nothing
     questions: int = 20
     rate: float = 1e-3
-    see_rate: float = 5e-4  # the tower has learned most of it by then
+    later_rate: float = 5e-4  # of all stages but the first of the tower and of the decoder, which have learned most by then
     seed: int = 0
     look_layer: int = LOCAL_LAYERS + 1
     look_heads: int = 4
@@ -298,7 +303,9 @@ def ask(scene: scenes.Scene, number: int, turn: int = 0, easy: bool = False) -> 
     if easy:
         return dice.several([question for question in asked if question], number)
     asked += [scenes.ask_relation(scene, dice, answer) for answer in scenes.YES_NO]
-    asked += [scenes.ask_neighbour(scene, dice), *(scenes.ask_count(scene, dice, n) for n in (1, 2, 3, 4))]
+    # any scene has one of something: asked each time, "one" would be the answer to most such questions
+    asked += [scenes.ask_neighbour(scene, dice), *(scenes.ask_count(scene, dice, n) for n in (2, 3, 4))]
+    asked += [scenes.ask_count(scene, dice, 1)] if dice.random() < 0.25 else []
     pair = scenes.ask_pair(scene, dice, dice.pick(("count", "color", "position", "text")))
     choice = scenes.ask_choice(scene, dice, dice.pick(("existence", "name", "color", "position", "text")))
     asked += (pair or []) + (dice.several(choice, 2) if choice else [])
@@ -328,7 +335,7 @@ def kind_of(question: scenes.Question | easy_vqa.Question) -> str:
     return "statement"
 
 
-def crowd(seed: int) -> scenes.Scene:
+def crowd(seed: int, signs_first: int = 9) -> scenes.Scene:
     """A scene as full as it gets, all names and words equally often: ten times as much to learn from as a real one."""
     dice, noise = scenes.Dice(f"crowd {seed}"), np.random.RandomState(seed)
     taken = np.empty((0, 4), int)
@@ -345,7 +352,7 @@ def crowd(seed: int) -> scenes.Scene:
         return x, y
 
     signs, things = [], []
-    for _ in range(9):
+    for _ in range(signs_first):
         color, word, font = dice.pick(list(scenes.COLORS)), dice.pick(scenes.WORDS), dice.pick(scenes.FONTS)
         height = dice.between(24, 30)
         width = scenes._word_width(word, font, height - 8) + 10
@@ -361,6 +368,23 @@ def crowd(seed: int) -> scenes.Scene:
 
 def crowd_or_scene(seed: int) -> scenes.Scene:
     return scenes.compose(seed) if seed % 2 else crowd(seed)
+
+
+def signs_or_scene(seed: int) -> scenes.Scene:
+    return scenes.compose(seed) if seed % 2 else crowd(seed, signs_first=30)
+
+
+def rich(seed: int) -> scenes.Scene:
+    """Three times in four a scene with a sign and several of one thing, else any scene."""
+    scene = scenes.compose(seed)
+    for other in range(32 if seed % 4 else 0):
+        if scene.signs and len(scene.things) > len(scene.names):
+            break
+        scene = scenes.compose(seed + 2**20 * (other + 1))
+    return scene
+
+
+COMPOSE = {"crowd": crowd, "see": crowd_or_scene, "see-again": signs_or_scene, "talk-again": rich}
 
 
 def words_of(item: scenes.Thing | scenes.Sign) -> str:
@@ -386,7 +410,7 @@ class Lessons(torch.utils.data.Dataset):
         first: int = 0,
         compose: Callable[[int], scenes.Scene] = scenes.compose,
         drawn: bool = True,
-        number: int = scenes.TEST_SEED // 4,
+        number: int = 2**25,
         easy: int = 0,
     ):
         self.recipe, self.first, self.compose, self.drawn, self.number, self.easy = recipe, first, compose, drawn, number, easy
@@ -395,7 +419,7 @@ class Lessons(torch.utils.data.Dataset):
         self.nothing = self.tokenizer.convert_tokens_to_ids("<image>")
 
     def __len__(self) -> int:
-        return scenes.TEST_SEED // 4
+        return 2**25
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         turn, number = divmod(index, self.number)
@@ -404,7 +428,7 @@ class Lessons(torch.utils.data.Dataset):
         else:
             scene = self.compose(self.first + number)
             image, labels = scenes.draw(scene) if self.drawn else None, self.label(scene)
-            asked = ask(scene, self.recipe.questions, turn, index < self.easy) if self.compose is scenes.compose else []
+            asked = ask(scene, self.recipe.questions, turn, index < self.easy) if self.compose in (scenes.compose, rich) else []
         order = np.random.RandomState(index).rand(scenes.GRID**2) + (labels["names"] == self.nothing)
         labels["kept"] = np.sort(order.argsort()[: self.recipe.shown])
         item = {"scene": torch.tensor(number), **{name: torch.from_numpy(array) for name, array in labels.items()}}
@@ -701,8 +725,8 @@ def pruned_loss(model, features: Tensor, batch: dict[str, Tensor], keep: int) ->
 
 # ------------------------------------------------------------------------------------------------ training
 
-STAGES = ("crowd", "see", "talk", "prune")
-SEEING = STAGES[:2]
+STAGES = ("crowd", "see", "talk", "see-again", "talk-again", "prune")
+SEEING = ("crowd", "see", "see-again")  # stages that teach the tower; the others teach the decoder
 EXAM_SEED, EXAM_SCENES = scenes.TEST_SEED // 2, 48
 
 
@@ -725,12 +749,12 @@ class Run:
 
     @property
     def steps(self) -> int:
-        return getattr(self.recipe, f"{self.stage}_steps")
+        return getattr(self.recipe, f"{self.stage.replace('-', '_')}_steps")
 
     @property
     def shown(self) -> int:
         """Image tokens that the decoder gets: few in most of the language stage, which costs a third."""
-        few = self.stage == "talk" and self.step < 0.95 * self.steps
+        few = self.step < {"talk": 0.95, "talk-again": 0.7}.get(self.stage, 0) * self.steps
         return self.recipe.shown if few else scenes.GRID**2
 
     @property
@@ -741,6 +765,7 @@ class Run:
         self.model.zero_grad()
         for part in (self.model.model.vision_tower, self.model.model.multi_modal_projector):
             part.requires_grad_(self.stage in SEEING)
+        self.model.get_input_embeddings().requires_grad_(self.stage != "see-again")  # the decoder knows them by then
         taught = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         groups = [
             {"params": [p for p in taught if p.ndim > 1], "weight_decay": 0.05},
@@ -812,7 +837,7 @@ class Run:
             return losses, torch.autograd.grad(losses["loss"], taught, allow_unused=True)
 
         taught = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        late = 3 * self.recipe.layers // 4 if self.stage == "talk" and self.step % 2 else self.recipe.layers
+        late = 3 * self.recipe.layers // 4 if self.stage.startswith("talk") and self.step % 2 else self.recipe.layers
         with blind_from(self.model.model.language_model, late, self.shown):
             losses, gradients = zip(*self.pool.map(share, self.shares(batch)))
         for parameter, *each in zip(taught, *gradients):
@@ -867,7 +892,7 @@ class Run:
                             start += many
                     else:
                         hits["patch " + name] += (right[slot > 0] if name == "middles" else right.flatten()).tolist()
-                if self.stage in SEEING:
+                if self.stage in ("crowd", "see"):
                     continue
                 logits, labels, owner = talk(self.model, features, batch, kept)
             wrong = torch.zeros(batch["kind"].numel(), device=self.device)
@@ -878,9 +903,10 @@ class Run:
         return {kind: round(float(np.mean(right)), 4) for kind, right in hits.items() if right}
 
     def end_stage(self) -> None:
-        if self.stage == "see":
+        if self.stage in ("see", "see-again"):
             self.cache.unlink(missing_ok=True)
             rescale_projector(self.model, next(iter(self.lessons(self.steps, 1)))["image"].to(self.device))
+        if self.stage == "see":
             torch.manual_seed(self.recipe.seed)
             wire(self.model.model.language_model)
         following = STAGES[STAGES.index(self.stage) + 1 :]
@@ -890,17 +916,19 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.stage == ("prune" if self.recipe.prune else "talk") and self.step >= self.steps
+        return self.stage == ("prune" if self.recipe.prune else "talk-again") and self.step >= self.steps
 
     def lessons(self, start: int, steps: int, first: int | None = None, drawn: bool = False) -> torch.utils.data.DataLoader:
         """Batches for `steps` steps from step `start` of the present stage on, or drawn scenes from seed `first` on."""
         seeing, training, batch = self.stage in SEEING, first is None, self.batch
+        stage = "talk-again" if self.stage == "prune" else self.stage  # its image tokens are those
         lessons = Lessons(
             self.recipe,
-            first=STAGES.index(self.stage if seeing else "talk") * 2**26 if training else first,  # scenes are not shared
-            compose={"crowd": crowd, "see": crowd_or_scene}.get(self.stage, scenes.compose) if training else scenes.compose,
+            first=STAGES.index(stage) * 2**26 if training else first,  # scenes are not shared
+            compose=COMPOSE.get(stage, scenes.compose) if training else scenes.compose,
             drawn=drawn or seeing or not training,
-            **({} if seeing or not training else {"number": self.recipe.scenes, "easy": self.steps // 4 * batch}),
+            number=2**25 if seeing or not training else self.recipe.scenes,
+            easy=self.steps // 4 * batch if training and stage == "talk" else 0,
         )
         workers = (os.cpu_count() or 1) if self.device.type == "cuda" else 1
         return torch.utils.data.DataLoader(
@@ -924,7 +952,8 @@ class Run:
                 warm = (self.step + 1) / max(1, min(300, self.steps // 10))
                 cool = (1 - self.step / self.steps) / 0.4
                 for group in self.optimizer.param_groups:
-                    group["lr"] = (self.recipe.see_rate if self.stage == "see" else self.recipe.rate) * min(1, warm, cool)
+                    first = self.stage in ("crowd", "talk")
+                    group["lr"] = (self.recipe.rate if first else self.recipe.later_rate) * min(1, warm, cool)
                 losses = self.learn(batch)
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                 self.optimizer.step()

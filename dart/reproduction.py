@@ -1,0 +1,667 @@
+"""Tables and figures of the paper as experiments: which runs each needs, and how these stand beside the paper's numbers.
+
+    experiment = begin("table-1", globals())     # in a notebook, right behind its parameter cell
+    experiment.run()                             # reads stored runs, makes those that are missing
+    experiment.join(keep=64)                     # paper, ours, difference, n, interval, verdict
+
+An experiment has rows (a method under one budget) and tasks. At scale `bundled` the rows are the paper's, the model is
+`data/model`, tasks are our own; at scale `paper` model and tasks are the paper's. Experiments share runs: `sweep` makes all that
+several need, every task in one pass over its pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import hashlib
+import json
+import os
+import queue as queues
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, fields
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+import dart
+from dart import bundled, evaluation, paper, results, scenes
+from dart.evaluation import Interval
+from dart.results import Average, Comparison, Stored
+
+# ------------------------------------------------------------------------------------------------ what the paper's words are here
+
+METHODS = {
+    "ToMe": "tome",
+    "FastV": "fastv",
+    "HiRED": "hired",
+    "FitPrune": "fitprune",
+    "LLaVA-PruMerge": "prumerge",
+    "SparseVLM": "sparsevlm",
+    "PDrop": "pyramiddrop",
+    "FiCoCo-V": "ficocov",
+    "MustDrop": "mustdrop",
+    "FasterVLM": "fastervlm",
+    "GlobalCom2": "globalcom2",
+    "Random": "random",
+    "DART": "dart",
+    "DART pivot=random": "dart:pivot_rule=random",
+    "DART pivot=attention max": "dart:pivot_rule=attention-max",
+    "DART pivot=attention min": "dart:pivot_rule=attention-min",
+    "DART pivot=K-norm max (default)": "dart",
+    "DART pivot=K-norm min": "dart:pivot_rule=key-norm-min",
+    "DART pivot=V-norm max": "dart:pivot_rule=value-norm-max",
+    "DART pivot=V-norm min": "dart:pivot_rule=value-norm-min",
+}
+NOT_RUN = {"DART_train": "trained with DART active; `python train/bundled.py --prune 64` trains such a model, and none was trained"}
+TASKS = {
+    "GQA": "gqa",
+    "MMB": "mmbench",
+    "MMB_CN": "mmbench-cn",
+    "MME": "mme",
+    "POPE": "pope",
+    "SQA": "scienceqa",
+    "VQAv2": "vqav2",
+    "VQAText": "textvqa",
+    "VizWiz": "vizwiz",
+    "OCRBench": "ocrbench",
+}
+BUNDLED_TASKS = (*scenes.TASKS, "easy-vqa")
+BUNDLED_TOKENS = 576
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A method under one budget.
+
+    Attributes
+    ----------
+    label : str
+        As the paper prints it, or our own word for a row that we add.
+    spec : str or None
+        Our name of the method with its settings, as `evaluation.find_method` reads it; None cannot be run.
+    keep : int or None
+        Image tokens; None for the unpruned model.
+    paper : paper.Row or None
+        The paper's row; None if we add it.
+    why : str
+        Why it cannot be run.
+    """
+
+    label: str
+    spec: str | None
+    keep: int | None
+    paper: paper.Row | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One table or figure: its rows, tasks at bundled scale, and what stands for it at paper scale."""
+
+    title: str
+    model: str
+    rows: Callable[[], list[Row]]
+    tasks: tuple[str, ...] = BUNDLED_TASKS
+    paper_tasks: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+def _of_table(name: str, *added: str) -> Callable[[], list[Row]]:
+    """Rows of a table of the paper; methods in `added` are put under every budget too."""
+
+    def rows() -> list[Row]:
+        whole = paper.table(name).vanilla.tokens
+        found = [Row("unpruned", "unpruned", None, paper.table(name).vanilla)]
+        for row in paper.table(name).rows:
+            if row.method == "Vanilla":
+                continue
+            share = row.tokens / whole if row.tokens is not None else 1 - row.reduction
+            keep = round(BUNDLED_TOKENS * share)
+            found.append(Row(row.method, METHODS.get(row.method), keep, row, NOT_RUN.get(row.method, "")))
+        for keep in dict.fromkeys(row.keep for row in found if row.keep is not None):
+            found += [Row(label, METHODS[label], keep) for label in added]
+        return found
+
+    return rows
+
+
+def _plain(*specs: tuple[str, str, int | None]) -> Callable[[], list[Row]]:
+    return lambda: [Row("unpruned", "unpruned", None), *(Row(*spec) for spec in specs)]
+
+
+def _every_method() -> list[Row]:
+    names = {spec: label for label, spec in METHODS.items() if ":" not in spec and "pivot" not in label}
+    rows = [(names.get(name, method.__name__), name, 64) for name, method in dart.METHODS.items()]
+    late = [(f"{label}, layer 4", f"{METHODS[label]}:layer=4", 64) for label in ("DART", "FastV", "Random")]
+    return _plain(*rows, *late)()
+
+
+PIVOTS = ((1, 0), (1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (32, 32))
+LAYERS = (0, 1, 2, 3, 4, 5, 6, 7)
+
+
+def _columns(name: str) -> tuple[str, ...]:
+    return tuple(TASKS[column] for column in paper.table(name).columns if column in TASKS)
+
+
+def targets() -> dict[str, Target]:
+    """Every table and figure that has accuracy in it, by the name of its notebook."""
+    llava, following = "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-v1.6-vicuna-7b-hf"
+    return {
+        "table-1": Target("Table 1", llava, _of_table("table1", "Random"), paper_tasks=_columns("table1")),
+        "table-2": Target("Table 2", following, _of_table("table2"), ("existence",), ("pope",)),
+        "table-3": Target("Table 3", following, _of_table("table3", "Random"), paper_tasks=_columns("table3")),
+        "table-4": Target("Table 4", "Qwen/Qwen2-VL-7B-Instruct", _of_table("table4", "Random"), paper_tasks=_columns("table4")),
+        "table-5": Target("Table 5", "openbmb/MiniCPM-V-2_6", _of_table("table5", "Random"), paper_tasks=_columns("table5")),
+        "table-7": Target("Table 7", "Qwen/Qwen2-VL-72B-Instruct", _of_table("table7", "Random"), paper_tasks=_columns("table7")),
+        "table-8": Target("Table 8", llava, _of_table("table8", "Random"), paper_tasks=_columns("table8"), seeds=(0, 1, 2, 3, 4)),
+        "table-9": Target("Table 9", "llava-hf/llava-1.5-13b-hf", _of_table("table9", "Random"), paper_tasks=_columns("table9")),
+        "figure-2": Target(
+            "Figure 2", llava, _plain(*((label, METHODS[label], 64) for label in ("Random", "FastV", "SparseVLM", "DART"))),
+            paper_tasks=_columns("table1"),
+        ),
+        "figure-4": Target(
+            "Figure 4", following,
+            _plain(*((label, METHODS[label], keep) for keep in (192, 128, 64) for label in ("DART", "Random", "FastV", "SparseVLM", "PDrop"))),
+            paper_tasks=("pope", "mme", "textvqa", "gqa"),
+        ),
+        "figures-5-and-8": Target(
+            "Figures 5 and 8", llava,
+            _plain(*((f"{a} + {b}", f"dart:image_pivots={a},text_pivots={b}", 128) for a, b in PIVOTS), ("Random", "random", 128)),
+            ("pairs", "reading", "existence", "choice"), ("mme", "textvqa", "pope", "scienceqa"),
+        ),
+        "figure-6": Target(
+            "Figure 6", llava,
+            _plain(*((f"layer {layer}", f"dart:layer={layer}", 64) for layer in LAYERS if layer),
+                   *((f"none from layer {layer}", f"random:layer={layer}", 0) for layer in LAYERS)),
+            ("existence", "relations", "reading"), ("pope", "mme", "textvqa"), seeds=(0,),
+        ),
+        "figure-7": Target(
+            "Figure 7", llava,
+            _plain(("image and text", "dart", 128), ("image only", "dart:image_pivots=8,text_pivots=0", 128),
+                   ("text only", "dart:image_pivots=0,text_pivots=8", 128)),
+            ("pairs", "reading", "existence", "choice"), ("mme", "textvqa", "pope", "scienceqa"),
+        ),
+        "every-method-on-the-small-model": Target("Every method", llava, _every_method, paper_tasks=("pope", "mme", "textvqa", "gqa")),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ parameters
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the parameter cell of a results notebook may set; None is the target's own value.
+
+    Attributes
+    ----------
+    scale : {"bundled", "paper"}
+    model : str
+        A folder that `from_pretrained` reads, or a name on the Hub.
+    tasks, methods : sequence of str
+        Names, or one text with commas; methods as `dart eval` takes them, with settings behind a colon.
+    budgets : sequence of int
+        Image tokens that are kept.
+    seeds : sequence of int
+        Of methods that draw.
+    limit : int
+        Only the first questions of each task; None asks all.
+    device : str
+        As torch names it; CUDA if there is one.
+    attn_implementation : str
+        "sdpa", "eager" or "flash_attention_2".
+    """
+
+    scale: str = "bundled"
+    model: str | None = None
+    tasks: Sequence[str] | str | None = None
+    methods: Sequence[str] | str | None = None
+    budgets: Sequence[int] | int | None = None
+    seeds: Sequence[int] | int | None = None
+    limit: int | None = 300
+    device: str | None = None
+    attn_implementation: str | None = None
+
+
+NAMES = tuple(each.name for each in fields(Parameters))
+KERNELS = ("sdpa", "eager", "flash_attention_2")
+
+
+def begin(target: str, given: Mapping[str, Any]) -> Experiment:
+    """The experiment of a notebook, from its global names.
+
+    papermill only warns of a misspelt parameter: it becomes a new name that nothing reads. So every name that is neither a
+    parameter nor a module, a function or a class is refused here.
+
+    Raises
+    ------
+    ValueError
+        For a name or a value that is not known, with the nearest valid ones.
+    """
+    shell = {"In", "Out", "exit", "quit", "open", "get_ipython"}
+    for name, value in given.items():
+        if name in NAMES or name.startswith("_") or name in shell or isinstance(value, types.ModuleType) or callable(value):
+            continue
+        near = difflib.get_close_matches(name, NAMES, n=2, cutoff=0.4)
+        raise ValueError(f"parameter {name!r} is not known; " + (f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(NAMES)}"))
+    return Experiment(target, Parameters(**{name: given[name] for name in NAMES if name in given}))
+
+
+def of_model(names: Sequence[str], scale: str, model: str | None) -> list[str]:
+    """Those of several targets on one page that a model is meant for: all at bundled scale, or for a model that none names.
+
+    Raises
+    ------
+    ValueError
+        At paper scale without a model: each of the targets has its own.
+    """
+    known = {name: targets()[name].model for name in names}
+    if scale != "paper":
+        return list(names)
+    if model is None:
+        raise ValueError(f"this page has several models at paper scale; give model= one of {', '.join(known.values())}")
+    return [name for name in names if known[name] == model] or list(names)
+
+
+def _several(value: Any, kind: type, name: str) -> tuple | None:
+    """A tuple of `kind` from what papermill may hand over: a list, one value, or a text with commas."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = [each for each in value.replace(",", " ").split()] if kind is int or ":" not in value else value.split()
+    elif not isinstance(value, Iterable):
+        value = [value]
+    try:
+        found = tuple(kind(each) for each in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={value!r}; give {'whole numbers' if kind is int else 'names'}, as in {name}=[{'64, 128' if kind is int else 'a, b'}]") from None
+    if not found or (kind is int and min(found) < 0):
+        raise ValueError(f"{name}={value!r}; give one or more{' numbers of 0 or above' if kind is int else ''}, or None for the page's own")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ experiments
+
+
+class Experiment:
+    """The rows and tasks of a target under checked parameters, and their runs once `run` was called.
+
+    Parameters
+    ----------
+    target : str
+        A name from `targets`.
+    parameters : Parameters
+
+    Raises
+    ------
+    ValueError
+        For anything that is not known or does not fit, before any work is done.
+    """
+
+    def __init__(self, target: str, parameters: Parameters = Parameters()):
+        known = targets()
+        self.name, self.parameters = target, parameters
+        self.target = known[evaluation.find_name("target", target, known)]
+        if parameters.scale not in ("bundled", "paper"):
+            raise ValueError(f"scale={parameters.scale!r} is not known; use 'bundled' or 'paper'")
+        bundled_scale = parameters.scale == "bundled"
+        self.tasks = _several(parameters.tasks, str, "tasks") or (self.target.tasks if bundled_scale else self.target.paper_tasks)
+        for task in self.tasks:
+            evaluation.find_name("task", task, evaluation.TASKS)
+        self.seeds = _several(parameters.seeds, int, "seeds") or self.target.seeds
+        self.rows = self._chosen(self.target.rows())
+        if parameters.limit is not None and (not isinstance(parameters.limit, int) or parameters.limit < 1):
+            raise ValueError(f"limit={parameters.limit!r}; give 1 or more questions a task, or None for all")
+        self.device = parameters.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            kind = torch.device(self.device).type
+        except RuntimeError as reason:
+            raise ValueError(f"device={self.device!r} is none that torch knows: {str(reason).splitlines()[0]}") from None
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={self.device!r}, but torch sees no CUDA device here; use device='cpu'")
+        if parameters.attn_implementation is not None:
+            evaluation.find_name("attn_implementation", parameters.attn_implementation, KERNELS)
+        self.runs: dict[tuple[str, dart.Method | None], Stored | None] = {}
+
+    def _chosen(self, rows: list[Row]) -> list[Row]:
+        wanted = _several(self.parameters.methods, str, "methods")
+        budgets = _several(self.parameters.budgets, int, "budgets")
+        if wanted is not None:
+            mine = {row.spec for row in rows}
+            for spec in wanted:
+                evaluation.find_method(spec, keep=64)       # says what is wrong with it
+            kept = [row for row in rows if row.spec in wanted or row.keep is None]
+            own = list(dict.fromkeys(row.keep for row in rows if row.keep is not None))
+            rows = kept + [Row(spec, spec, keep) for spec in wanted if spec not in mine for keep in own]
+        if budgets is not None:
+            mine = {row.keep for row in rows}
+            specs = {row.spec: row.label for row in rows if row.keep is not None}
+            rows = [row for row in rows if row.keep is None or row.keep in budgets] + [
+                Row(label, spec, keep) for keep in budgets if keep not in mine for spec, label in specs.items()
+            ]
+        return rows
+
+    # ---- runs
+
+    def methods(self, row: Row) -> list[dart.Method | None]:
+        """The methods behind a row: one, or one for each seed if it draws."""
+        if row.spec is None:
+            return []
+        method = evaluation.find_method(row.spec, row.keep)
+        draws = row.spec.split(":")[0] == "random" and row.keep or getattr(method, "pivot_rule", None) == "random"
+        if not draws:
+            return [method]
+        joint = "," if ":" in row.spec else ":"
+        return [evaluation.find_method(f"{row.spec}{joint}seed={seed}", row.keep) for seed in self.seeds]
+
+    def all_methods(self) -> list[dart.Method | None]:
+        return list(dict.fromkeys(method for row in self.rows for method in self.methods(row)))
+
+    @cached_property
+    def model(self):
+        """Model and processor, loaded when first asked for."""
+        source = self.parameters.model or (None if self.parameters.scale == "bundled" else self.target.model)
+        dtype = torch.float32 if torch.device(self.device).type == "cpu" else torch.bfloat16
+        return bundled.load(source, dtype=dtype, device=self.device, attn_implementation=self.parameters.attn_implementation)
+
+    def run(self, *, compute: bool | None = None) -> Experiment:
+        """Read the runs of all rows and tasks, and make those that no store has.
+
+        Parameters
+        ----------
+        compute : bool, optional
+            Whether to make what is missing; if left out, yes, unless the environment says ``DART_COMPUTE=0``, as a build of the
+            book does: what is missing is then "not run".
+        """
+        if compute is None:
+            compute = os.environ.get("DART_COMPUTE") != "0"
+        methods = self.all_methods()
+        for task in self.tasks:
+            stored = _read(self.model[0], methods, task, self.parameters.limit)
+            missing = [method for method in methods if stored[method] is None]
+            if missing and compute:
+                stored |= _make(*self.model, missing, task, self.parameters.limit)
+            self.runs |= {(task, method): run for method, run in stored.items()}
+        return self
+
+    def of(self, row: Row, task: str) -> list[Stored] | None:
+        """The runs of a row on a task, one for each seed, or None if any is missing."""
+        found = [self.runs.get((task, method)) for method in self.methods(row)]
+        return None if not found or None in found else found
+
+    @property
+    def older(self) -> list[Stored]:
+        """Runs made by code that has changed since."""
+        return [run for run in self.runs.values() if run is not None and not run.current]
+
+    # ---- numbers
+
+    @property
+    def unpruned(self) -> Row:
+        return next(row for row in self.rows if row.keep is None)
+
+    @property
+    def budgets(self) -> list[int]:
+        return list(dict.fromkeys(row.keep for row in self.rows if row.keep is not None))
+
+    def at(self, keep: int) -> list[Row]:
+        """Rows of one budget."""
+        return [row for row in self.rows if row.keep == keep]
+
+    def score(self, row: Row, task: str) -> Interval | None:
+        """A row's score by the task's own metric, mean over seeds, with its 95 % interval; None if it was not run."""
+        found = self.of(row, task)
+        return found and results.mean_score(found)
+
+    def average(self, row: Row, tasks: Sequence[str] | None = None) -> Average | None:
+        """Mean over tasks of the ratio to the unpruned score; None if a run is missing."""
+        tasks = tasks or self.tasks
+        found = {task: self.of(row, task) for task in tasks}
+        plain = {task: self.of(self.unpruned, task) for task in tasks}
+        if None in found.values() or None in plain.values():
+            return None
+        return results.average(found, {task: runs[0] for task, runs in plain.items()})
+
+    def table(self, keep: int):
+        """Scores of a budget as a data frame, the unpruned model first: each with the interval of its paired difference to that."""
+        from pandas import DataFrame
+
+        def cell(row: Row, task: str) -> str:
+            found, plain = self.of(row, task), self.of(self.unpruned, task)
+            if found is None or plain is None:
+                return "not run"
+            if row.keep is None:
+                return str(results.mean_score(found))
+            difference = results.mean_difference(found, plain[0])
+            return f"{results.mean_score(found).value:.3f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+
+        def whole(row: Row) -> str:
+            average = self.average(row)
+            return "not run" if average is None else percent(average.interval)
+
+        metric = {task: evaluation.find_task(task).metric for task in self.tasks}
+        rows = [self.unpruned, *self.at(keep)]
+        cells = {row.label: {f"{task} ({metric[task]})": cell(row, task) for task in self.tasks} | {"average": whole(row)} for row in rows}
+        return DataFrame(cells).T
+
+    def beside(self, keep: int, *, reference: str = "DART"):
+        """`join` as a data frame in words."""
+        from pandas import DataFrame
+
+        return DataFrame(
+            {
+                row.label: {
+                    "paper": "" if row.paper is None else f"{row.paper:.1%}",
+                    "ours": "not run" if row.ours is None else f"{row.ours.value:.1%}",
+                    "difference": "" if row.difference is None else f"{100 * row.difference:+.1f} points",
+                    "n": row.n,
+                    "95 % interval": "" if row.ours is None else f"{row.ours.low:.1%} to {row.ours.high:.1%}",
+                    "verdict": row.verdict,
+                }
+                for row in self.join(keep, reference=reference)
+            }
+        ).T
+
+    def provenance(self) -> str:
+        """Where the shown numbers come from, in a sentence: scale, model, weights, device, versions, questions, older code."""
+        found = [run for run in self.runs.values() if run is not None]
+        if not found:
+            return f"Scale {self.parameters.scale}: not run."
+        several = {name: " and ".join(sorted({str(run.environment.get(name)) for run in found})) for name in ("device", "torch", "transformers")}
+        asked = {task: run.settings["n"] for (task, method), run in self.runs.items() if run is not None}
+        missing = sum(run is None for run in self.runs.values())
+        return (
+            f"Scale {self.parameters.scale}; model {found[0].settings['model']} (weights {found[0].settings['weights']}, {found[0].settings['dtype']}); "
+            f"device {several['device']}, torch {several['torch']}, transformers {several['transformers']}; "
+            f"{', '.join(f'{task} {n}' for task, n in asked.items())} questions; {len(found)} runs"
+            + (f", {len(self.older)} of them by older code" if self.older else "")
+            + (f"; {missing} not run" if missing else "")
+            + "."
+        )
+
+    def join(self, keep: int, *, reference: str = "DART") -> list[Comparison]:
+        """Every row of a budget beside the paper's: average, ours, difference, n, interval, verdict."""
+        rows = self.at(keep)
+        averages = {row: self.average(row) for row in rows}
+        base = next((row for row in rows if row.label == reference), None)
+        beside = None
+        if self.parameters.scale == "bundled":
+            beside = (base and _printed(base), base and averages[base])
+        n = sum(run.settings["n"] for (task, method), run in self.runs.items() if method is None and run is not None)
+        return [results.join(row.label, _printed(row), averages[row], n, reference=beside) for row in rows]
+
+
+def percent(interval: Interval) -> str:
+    """A share with its interval: 93.7 % [92.1, 95.0]."""
+    return f"{interval.value:.1%} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def _printed(row: Row) -> float | None:
+    """The paper's average of a row as a share; our recomputation from its cells where the print is damaged."""
+    if row.paper is None:
+        return None
+    average = row.paper.avg if row.paper.avg is not None else row.paper.calc_avg
+    return None if average is None else average / 100
+
+
+# ------------------------------------------------------------------------------------------------ making runs
+
+
+def work() -> Path:
+    """Where runs are made and kept that are not part of the project's own store."""
+    return dart.data_root().parent / "build"
+
+
+def _read(model, methods: Sequence[dart.Method | None], task: str, limit: int | None) -> dict[dart.Method | None, Stored | None]:
+    stores = (None, work() / "results")
+    return {m: results.lookup(settings, stores) for m, settings in zip(methods, evaluation.settings_of(model, methods, task, limit))}
+
+
+def _make(model, processor, methods, task, limit, *, folder=None, store=None, progress=True) -> dict[dart.Method | None, Stored]:
+    folder = folder or work() / "eval"
+    store = store or work() / "results"
+    options = {"processor": processor, "folder": folder, "limit": limit, "batch": 32, "progress": progress}
+    records = evaluation.sweep(model, methods, task, **options)
+    return {method: results.load(results.keep(record, store)) for method, record in zip(methods, records)}
+
+
+def sweep(experiments: Sequence[Experiment], *, jobs: int = 2, store: str | Path | None = None, progress: bool = True) -> dict[str, str]:
+    """Make all runs that any of the experiments lacks, each task in one pass, `jobs` tasks at a time.
+
+    All experiments must be of one model, device and limit. Calling again goes on where it stopped.
+
+    Parameters
+    ----------
+    experiments : sequence of Experiment
+    jobs : int
+        Processes, each with its share of the cores; on CUDA one.
+    store : path, optional
+        Where finished runs are kept; ``build/results`` beside the data if left out.
+    progress : bool
+        Whether to show one bar over all answers.
+
+    Returns
+    -------
+    dict of str to str
+        What went wrong, by task; a task that fails does not stop the others.
+    """
+    first = experiments[0]
+    same = ("scale", "model", "limit", "device", "attn_implementation")
+    for each in experiments:
+        if any(getattr(each.parameters, name) != getattr(first.parameters, name) for name in same):
+            raise ValueError(f"{each.name} and {first.name} differ in one of {', '.join(same)}; sweep them apart")
+    wanted: dict[str, list[dart.Method | None]] = {}
+    for each in experiments:
+        for task in each.tasks:
+            mine = wanted.setdefault(task, [])
+            mine += [method for method in each.all_methods() if method not in mine]
+    limit, todo, failed = first.parameters.limit, {}, {}
+    for task, methods in wanted.items():
+        try:
+            missing = [m for m, run in _read(first.model[0], methods, task, limit).items() if run is None]
+            if missing:
+                todo[task] = missing
+        except (ValueError, OSError) as reason:
+            failed[task] = str(reason)
+    asked = {task: len(evaluation.asked_of(task, limit)) * len(methods) for task, methods in todo.items()}
+    order = sorted(todo, key=asked.get, reverse=True)
+    jobs = max(1, min(jobs if torch.device(first.device).type == "cpu" else 1, len(order)))
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = get_context("spawn")
+    with tqdm(total=sum(asked.values()), unit="q", disable=not progress, dynamic_ncols=True) as bar, context.Manager() as manager:
+        queue = manager.Queue()
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            places = {"folder": work() / "eval", "store": store or work() / "results"}
+            given = {task: pool.submit(_work, first.name, first.parameters, task, todo[task], threads, places, queue) for task in order}
+            waiting = set(order)
+            while waiting:
+                for task in [task for task in waiting if given[task].done()]:
+                    waiting.remove(task)
+                    if given[task].exception() is not None:
+                        failed[task] = f"{type(given[task].exception()).__name__}: {given[task].exception()}"
+                try:
+                    task, number = queue.get(timeout=0.5)
+                    bar.update(number)
+                    bar.set_description(task)
+                except queues.Empty:
+                    continue
+    return failed
+
+
+def _work(name: str, parameters: Parameters, task: str, methods: Sequence, threads: int, places: dict, queue) -> None:
+    torch.set_num_threads(threads)
+    experiment = Experiment(name, parameters)
+    _make(*experiment.model, methods, task, parameters.limit, **places, progress=lambda number: queue.put((task, number)))
+
+
+# ------------------------------------------------------------------------------------------------ notebooks
+
+
+def notebooks(folder: Path) -> dict[str, Path]:
+    """Notebooks with a parameter cell, by name."""
+    found = {}
+    for path in sorted(folder.glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        if any("parameters" in cell["metadata"].get("tags", []) for cell in cells):
+            found[path.stem] = path
+    return found
+
+
+def execute(
+    sources: Mapping[str, Path], parameters: Mapping[str, Any], out: Path, *, jobs: int = 2, progress: bool = True
+) -> dict[str, str]:
+    """Run notebooks through papermill, `jobs` at a time; what ran before with the same inputs is left as it is.
+
+    Parameters
+    ----------
+    sources : mapping of str to path
+        Notebooks by name.
+    parameters : mapping
+        Of all of them.
+    out : path
+        Folder of the executed notebooks.
+    jobs : int
+        Notebooks at a time.
+    progress : bool
+        Whether to show one bar.
+
+    Returns
+    -------
+    dict of str to str
+        The error of each notebook that failed; it does not stop the others.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    failed = {}
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(dart.__file__).parent.rglob("*.py"))))
+    stored = sorted(str(path) for store in (results.root(), work() / "results") for path in store.glob("*/*/settings.json"))
+
+    def one(name: str) -> str | None:
+        source, target, mark = sources[name], out / f"{name}.ipynb", out / f"{name}.key"
+        inputs = [source.read_text(), parameters, code.hexdigest(), stored]
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        if target.exists() and mark.exists() and mark.read_text() == key:
+            return None
+        command = [sys.executable, "-m", "papermill", source, target, "--no-progress-bar", "--log-level", "ERROR", "--cwd", source.parent]
+        command += ["--parameters_base64", base64.b64encode(json.dumps(dict(parameters)).encode()).decode()]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if done.returncode:
+            return done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"papermill ended with {done.returncode}"
+        mark.write_text(key)
+        return None
+
+    with tqdm(total=len(sources), unit="notebook", disable=not progress, dynamic_ncols=True) as bar, ThreadPoolExecutor(max(1, jobs)) as pool:
+        running = {pool.submit(one, name): name for name in sources}
+        for done in as_completed(running):
+            if done.result() is not None:
+                failed[running[done]] = done.result()
+            bar.set_description(running[done])
+            bar.update()
+    return failed
