@@ -49,16 +49,27 @@ def coverage_radius(tokens: Tensor, kept: Tensor) -> Tensor:
 def paper_bound(epsilon: float | Tensor, norm: float | Tensor) -> Tensor:
     """Lemmas 1 and 2: removed tokens lie within sqrt(2 (1 - epsilon)) B of a kept one, all norms being at most B.
 
-    Proved in the paper for any such norms; it holds for equal norms, or for epsilon up to 1/2, and not beyond
+    Stated in the paper for any such norms; it holds for equal norms, or for epsilon up to 1/2, and not beyond
     (see `corrected_bound`).
     """
     epsilon = torch.as_tensor(epsilon, dtype=torch.float32)
     return (2 * (1 - epsilon)).clamp(min=0).sqrt() * norm
 
 
-def corrected_bound(epsilon: float | Tensor, norm: float | Tensor) -> Tensor:
-    """The same promise for norms that differ: max(1, sqrt(2 (1 - epsilon))) B.
+def corrected_bound(epsilon: float | Tensor, norm: float | Tensor, smallest: float | Tensor = 0.0) -> Tensor:
+    """The same promise for norms that differ, from `smallest` (b) to `norm` (B).
 
-    A token of almost no length lies almost B away from a pivot of length B, whatever the angle between them.
+    max(sqrt(2 (1 - epsilon)) B, sqrt(B^2 + b^2 - 2 epsilon b B)). Nothing lower can be promised: one term is the distance of
+    two tokens of length B, the other that of a token of length b from one of length B, both at the angle whose cosine is
+    epsilon. Without a smallest norm it is max(1, sqrt(2 (1 - epsilon))) B; where b >= (2 epsilon - 1) B it is the paper's.
+
+    Raises
+    ------
+    ValueError
+        If `smallest` is negative or above `norm`.
     """
-    return torch.maximum(paper_bound(epsilon, norm), torch.as_tensor(norm, dtype=torch.float32))
+    epsilon, norm, smallest = (torch.as_tensor(given, dtype=torch.float32) for given in (epsilon, norm, smallest))
+    if (smallest < 0).any() or (smallest > norm).any():
+        raise ValueError(f"smallest={smallest.tolist()} and norm={norm.tolist()}; give 0 <= smallest <= norm")
+    mixed = (norm**2 + smallest**2 - 2 * epsilon * smallest * norm).clamp(min=0).sqrt()
+    return torch.maximum(paper_bound(epsilon, norm), mixed)

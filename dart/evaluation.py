@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import dart
-from dart import easy_vqa, families, methods, scenes
+from dart import easy_vqa, families, methods, scenes, videos
 from dart.tasks import TASKS as PUBLISHED
 from dart.tasks import Benchmark
 
@@ -67,6 +67,7 @@ TASKS: dict[str, Callable[[], Task | Benchmark]] = {
     "easy-vqa": lambda: Task(
         "easy-vqa", easy_vqa.TITLE, "accuracy", easy_vqa.questions, easy_vqa.score, easy_vqa.floors
     ),
+    "videos": lambda: Task("videos", videos.TITLE, "accuracy", videos.questions, videos.score, videos.floors),
     **{name + scenes.UNSEEN: partial(_scene_task, name + scenes.UNSEEN) for name in scenes.TASKS},
     **PUBLISHED,
 }

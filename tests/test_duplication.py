@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dart.duplication import (
@@ -15,6 +15,9 @@ from dart.duplication import (
     epsilon_per_pivot,
     paper_bound,
 )
+
+# a machine with other things to do misses any deadline
+examples = settings(deadline=None, max_examples=60)
 
 
 @st.composite
@@ -35,6 +38,7 @@ def angle_cosine(a, b):
     return dot / (math.hypot(*a.tolist()) * math.hypot(*b.tolist()))
 
 
+@examples
 @given(problems())
 def test_cosine_is_the_cosine_of_the_angle(problem):
     tokens, pivots, _ = problem
@@ -51,6 +55,7 @@ def test_cosine_is_taken_in_float32_and_gives_nothing_to_zeros():
     assert cosine(tokens, tokens).tolist() == [[pytest.approx(1.0), 0.0], [0.0, 0.0]]
 
 
+@examples
 @given(problems(), st.floats(-1, 1), st.floats(-1, 1))
 def test_duplicates_are_the_tokens_above_epsilon_of_each_pivot(problem, first, second):
     tokens, pivots, _ = problem
@@ -63,6 +68,7 @@ def test_duplicates_are_the_tokens_above_epsilon_of_each_pivot(problem, first, s
         assert not (duplicates(tokens, pivots, second) & ~duplicates(tokens, pivots, first)).any()
 
 
+@examples
 @given(problems())
 def test_epsilon_is_the_highest_that_every_removed_token_honours(problem):
     tokens, pivots, kept = problem
@@ -74,6 +80,7 @@ def test_epsilon_is_the_highest_that_every_removed_token_honours(problem):
         assert (removed >= epsilon[:, None]).all() and (removed == epsilon[:, None]).any(-1).all()
 
 
+@examples
 @given(problems())
 def test_coverage_is_the_hausdorff_distance(problem):
     tokens, _, kept = problem
@@ -84,6 +91,7 @@ def test_coverage_is_the_hausdorff_distance(problem):
     assert coverage_radius(tokens, kept).item() == pytest.approx(max(to_kept, to_all), abs=1e-6)
 
 
+@examples
 @given(problems())
 def test_keeping_more_never_covers_worse(problem):
     tokens, _, kept = problem
@@ -99,6 +107,7 @@ def test_twins_are_at_distance_zero_even_when_they_are_long():
     assert coverage_radius(tokens, torch.arange(80) < 40) == 0
 
 
+@examples
 @given(problems(unit=True))
 def test_with_equal_norms_the_paper_bounds_the_coverage(problem):
     tokens, pivots, kept = problem
@@ -106,6 +115,7 @@ def test_with_equal_norms_the_paper_bounds_the_coverage(problem):
     assert coverage_radius(tokens, kept) <= paper_bound(epsilon, 1.0) + 1e-3
 
 
+@examples
 @given(problems())
 def test_with_any_norms_the_corrected_bound_holds_and_the_paper_s_up_to_one_half(problem):
     tokens, pivots, kept = problem
@@ -115,6 +125,39 @@ def test_with_any_norms_the_corrected_bound_holds_and_the_paper_s_up_to_one_half
     assert radius <= corrected_bound(epsilon, norm) * (1 + 1e-4)
     if epsilon <= 0.5:
         assert radius <= paper_bound(epsilon, norm) * (1 + 1e-4)
+
+
+@examples
+@given(problems())
+def test_with_the_smallest_norm_known_the_bound_still_holds_and_is_no_higher(problem):
+    tokens, pivots, kept = problem
+    norms = tokens.norm(dim=-1)
+    epsilon = epsilon_per_pivot(tokens, pivots, kept).max()
+    sharper = corrected_bound(epsilon, norms.max(), norms.min())
+    assert coverage_radius(tokens, kept) <= sharper * (1 + 1e-4) + 1e-3
+    assert sharper <= corrected_bound(epsilon, norms.max()) * (1 + 1e-6)
+
+
+@examples
+@given(st.floats(-1, 1), st.floats(0, 1), st.floats(0.1, 10))
+def test_the_corrected_bound_is_the_longest_distance_there_is(epsilon, share, norm):
+    smallest = share * norm
+    lengths = torch.linspace(smallest, norm, 41)
+    squared = lengths[:, None] ** 2 + lengths**2 - 2 * epsilon * lengths[:, None] * lengths
+    bound = corrected_bound(epsilon, norm, smallest).item()
+    assert bound == pytest.approx(squared.max().clamp(min=0).sqrt().item(), abs=1e-3 * norm)
+    if share > 2 * epsilon - 1 + 1e-3:
+        assert bound == pytest.approx(paper_bound(epsilon, norm).item(), abs=1e-3 * norm)
+
+
+def test_equal_norms_are_the_paper_s_case_and_impossible_ones_are_refused():
+    assert corrected_bound(0.9, 2.0, 2.0).item() == pytest.approx(paper_bound(0.9, 2.0).item(), abs=1e-6)
+    assert corrected_bound(1.0, 2.0).item() == 2.0
+    for smallest in (-0.1, 2.1):
+        with pytest.raises(ValueError, match="0 <= smallest <= norm"):
+            corrected_bound(0.9, 2.0, smallest)
+    with pytest.raises(ValueError, match="smallest=.*2.5"):
+        corrected_bound(torch.tensor([0.9, 0.9]), torch.tensor([3.0, 2.0]), torch.tensor([2.5, 2.5]))
 
 
 def test_a_short_token_escapes_the_paper_s_bound():

@@ -87,7 +87,8 @@ class Benchmark:
     `questions(folder=None)` and `floors(folder=None)` read the benchmark's own folder, by default its place under
     `dart.tasks.files.root()`. `score(questions, answers, weights=None)` scores as the official script does; `weights` of
     shape (..., n) says how often each question counts, and the scores then have shape (...).
-    `submission(questions, answers, folder)` writes the official answer file and gives its path.
+    `submission(questions, answers, folder)` writes the official answer file and gives its path. `tokens` is the longest
+    answer that LLaVA's scripts let a model give.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Benchmark:
     score: Callable[..., dict[str, np.ndarray]] = field(repr=False)
     floors: Callable[..., dict[str, dict[str, float]]] = field(repr=False)
     submission: Callable[..., Path] = field(repr=False)
+    tokens: int = 128
 
 
 # ------------------------------------------------------------------------------------------------ reading

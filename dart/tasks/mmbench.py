@@ -30,7 +30,7 @@ _NOT_HANDED_IN = ("hint", "category", "source", "image", "comment", "l2-category
 
 def task(name: str = "mmbench") -> Benchmark:
     title = "MMBench dev" if name == "mmbench" else "MMBench-CN dev"
-    return Benchmark(name, title, "circular", partial(questions, name), score, partial(floors, name), submission)
+    return Benchmark(name, title, "circular", partial(questions, name), score, partial(floors, name), submission, tokens=1024)
 
 
 def _empty(cell: str | None) -> bool:
@@ -55,8 +55,9 @@ def questions(name: str = "mmbench", folder: str | Path | None = None) -> tuple[
         for column in ("index", "question", "A", "B", "image"):
             if column not in (table.fieldnames or ()):
                 raise ValueError(f"{path}, line 1: no column {column!r}; get the file again")
+        ended = table.line_num
         for row in table:
-            place = f"{path}, line {table.line_num}"
+            place, ended = f"{path}, line {ended + 1}", table.line_num  # a row may go over several lines
             if None in row or any(cell is None for cell in row.values()) or not row["index"].isdecimal() or not row["image"]:
                 raise ValueError(f"{place}: cut short or broken row {row['index']!r}; get the file again")
             asked.append(_question(name, path.stem, row, place))

@@ -21,7 +21,7 @@ LETTERS = "ABCDE"
 
 
 def task() -> Benchmark:
-    return Benchmark("scienceqa", "ScienceQA (image)", "accuracy", questions, score, floors, submission)
+    return Benchmark("scienceqa", "ScienceQA (image)", "accuracy", questions, score, floors, submission, tokens=1024)
 
 
 def questions(folder: str | Path | None = None) -> tuple[Question, ...]:
