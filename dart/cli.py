@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import dart
-from dart import budgets, bundled, evaluation, reproduction, results, scenes
+from dart import budgets, bundled, claims, evaluation, reproduction, results, scenes
 from dart.methods.base import NoPlan
 from dart.tasks import files
 
@@ -66,10 +66,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="the files of the paper's benchmarks").add_subparsers(dest="what", required=True)
     check = data.add_parser("check", help="what is missing or broken, where it belongs and where it comes from",
-                            description="Say which files of the benchmarks are missing, cut short or not as published; exit code 1 if any are.")
+                            description="Say which files of the benchmarks are missing, cut short or not as published; "
+                            "exit code 1 if any are.")
     check.add_argument("tasks", nargs="*", metavar="TASK", help=f"{', '.join(files.FILES)}; all if left out")
-    check.add_argument("--folder", type=Path, help="folder of all benchmarks; by default DART_BENCHMARKS, else benchmarks in the data folder")
+    check.add_argument("--folder", type=Path, help="of all benchmarks; by default DART_BENCHMARKS, else benchmarks in the data folder")
     check.set_defaults(run=check_data)
+
+    judged = commands.add_parser("claims", help="judge every claim of the paper", description="Judge every claim of the paper by stored runs and "
+                                 "short measurements on the bundled model, and print the verdicts.")
+    judged.add_argument("--write", action="store_true", help="write the ledger to data/results/claims.json, which the book compares with")
+    judged.set_defaults(run=judge_claims)
     return parser
 
 
@@ -145,6 +151,11 @@ def stored_runs(given: argparse.Namespace) -> None:
         differ += [run.folder.name] if agree < 0.99 else []
     if differ:
         raise ValueError(f"these runs are answered otherwise now, and stay marked as older: {', '.join(differ)}")
+
+
+def judge_claims(given: argparse.Namespace) -> None:
+    for entry in claims.write() if given.write else claims.ledger():
+        print(f"{entry.claim.id}: {entry.verdict.verdict}\n    {entry.claim.text}\n    {entry.verdict.sentence}")
 
 
 def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluation.Record]]) -> str:

@@ -136,6 +136,153 @@ def draw_averages(experiment, budgets=None):
     return figure
 
 
+MARKS = tuple(zip((*PALETTE.values(), "white") * 2, "osD^vPX*h<"))
+
+
+def draw_curves(experiment, curves, *, xlabel, tasks=None, levels=None, log=False):
+    """Draw what is left of the unpruned scores against a number, the average over tasks first, then task by task.
+
+    Parameters
+    ----------
+    experiment : dart.reproduction.Experiment
+        After its `run`.
+    curves : mapping of str to mapping of float to dart.reproduction.Row
+        Lines by name, each a row for every number.
+    xlabel : str
+    tasks : sequence of str, optional
+        Those with a panel of their own; the experiment's by default. The average is over all tasks of the experiment.
+    levels : mapping of str to dart.reproduction.Row, optional
+        Rows without a number, drawn as a line across with their interval.
+    log : bool
+        Whether the number is shown by powers of two, ticks where it has values.
+
+    Returns
+    -------
+    matplotlib Figure
+        Rows that were not run are left out; a panel without any says "not run".
+
+    Raises
+    ------
+    ValueError
+        For more lines than can be told apart.
+    """
+    _few("curves", curves)
+    plt, _ = _libraries()
+    panels = {"average": None, **{task: [task] for task in (experiment.tasks if tasks is None else tasks)}}
+    columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(2.9 * columns, 0.6 + 2.3 * lines), sharex=True, sharey=True, squeeze=False)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    for ax, (title, of) in zip(axes.flat, panels.items()):
+        drawn = 0
+        for (name, row), (color, _) in zip((levels or {}).items(), MARKS[3::-1]):
+            found = _left(experiment, row, of)
+            if found is not None:
+                ax.axhspan(found.low, found.high, color=color, alpha=0.5, linewidth=0)
+                ax.axhline(found.value, color=INK, linewidth=1, linestyle="--", label=name)
+                drawn += 1
+        for (name, rows), (color, marker) in zip(curves.items(), MARKS):
+            points = [(x, found) for x, row in rows.items() if (found := _left(experiment, row, of)) is not None]
+            if points:
+                x, found = zip(*points)
+                ax.vlines(x, [each.low for each in found], [each.high for each in found], color=INK, linewidth=1)
+                ax.plot(x, [each.value for each in found], color=INK if color == "white" else color, linewidth=1.2, marker=marker,
+                        markersize=6, markerfacecolor=color, markeredgecolor=INK, markeredgewidth=0.8, label=name)
+                drawn += 1
+        if not drawn:
+            ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center")
+        ax.axhline(100, color=INK, linewidth=0.8, linestyle=":")
+        ax.set_title(title)
+        if log:
+            ax.set_xscale("log", base=2)
+            numbers = sorted({x for rows in curves.values() for x in rows})
+            ax.set_xticks(numbers, [f"{x:g}" for x in numbers])
+            ax.minorticks_off()
+    for ax in axes[:, 0]:
+        ax.set_ylabel("% of unpruned")
+    for number in range(columns):                           # the lowest panel of each column; those below are empty
+        ax = axes.flat[max(range(number, len(panels), columns))]
+        ax.set_xlabel(xlabel)
+        ax.tick_params(labelbottom=True)
+    _one_legend(figure, axes)
+    return figure
+
+
+def draw_differences(experiment, rows, reference, *, tasks=None):
+    """Draw by how much rows differ from a reference, in points of the unpruned score, average first; filled where it is clear.
+
+    Parameters
+    ----------
+    experiment : dart.reproduction.Experiment
+        After its `run`.
+    rows : sequence of dart.reproduction.Row
+    reference : dart.reproduction.Row
+    tasks : sequence of str, optional
+        The experiment's by default.
+
+    Returns
+    -------
+    matplotlib Figure
+        A marker is filled where the 95 % interval of the paired difference leaves 0 out.
+
+    Raises
+    ------
+    ValueError
+        For more rows than can be told apart.
+    """
+    _few("rows", rows)
+    plt, _ = _libraries()
+    tasks = list(experiment.tasks if tasks is None else tasks)
+    panels = {"average": tasks, **{task: [task] for task in tasks}}
+    step = 0.8 / max(len(rows), 1)
+    figure, ax = plt.subplots(figsize=(7.5, 1.4 + 0.16 * (len(rows) + 1) * len(panels)))
+    for height, of in enumerate(panels.values()):
+        for number, (row, (color, marker)) in enumerate(zip(rows, MARKS)):
+            found, y = experiment.difference(row, reference, of), height - 0.4 + step * (number + 0.5)
+            if found is None or not np.isfinite((found.low, found.high)).all():
+                ax.text(0, y, "not run" if found is None else "too few questions", fontsize=7, va="center")
+                continue
+            clear = found.low > 0 or found.high < 0
+            ax.hlines(y, 100 * found.low, 100 * found.high, color=INK, linewidth=1.2)
+            ax.plot(100 * found.value, y, marker, color=color if clear else "white", markeredgecolor=color, markeredgewidth=1.5, markersize=6)
+    for height in range(1, len(panels)):
+        ax.axhline(height - 0.5, color=INK, linewidth=0.8 if height == 1 else 0.2)
+    ax.axvline(0, color=INK, linewidth=1)
+    ax.set(yticks=range(len(panels)), yticklabels=list(panels), ylim=(len(panels) - 0.5, -0.5),
+           xlabel=f"minus {reference.label}, points of the unpruned score")
+    handles = [
+        plt.Line2D([], [], linestyle="", marker=marker, color=color, markersize=6, label=row.label)
+        for row, (color, marker) in zip(rows, MARKS)
+    ]
+    handles.append(plt.Line2D([], [], linestyle="", marker="o", markerfacecolor="white", markeredgecolor=INK, label="not clear"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), fontsize=9)
+    return figure
+
+
+def _few(what: str, drawn) -> None:
+    if len(drawn) > len(MARKS):
+        raise ValueError(f"{len(drawn)} {what} in one figure cannot be told apart; draw {len(MARKS)} or fewer")
+
+
+def _left(experiment, row, tasks):
+    """What is left of the unpruned score in percent, with its interval; None if that is not run or no number."""
+    found = experiment.average(row, tasks)
+    if found is None or not np.isfinite(found.value):
+        return None
+    interval = found.interval
+    return type(interval)(*(100 * each for each in (interval.value, interval.low, interval.high)))
+
+
+def _one_legend(figure, axes) -> None:
+    handles = {}
+    for ax in axes.flat:
+        for handle, label in zip(*ax.get_legend_handles_labels()):
+            handles.setdefault(label, handle)
+    if handles:
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 5), fontsize=9)
+
+
 def _as_rgb(image) -> np.ndarray:
     """Float array (height, width, 3) from 0 to 1."""
     if hasattr(image, "convert"):

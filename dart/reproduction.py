@@ -22,7 +22,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,7 +32,7 @@ import torch
 from tqdm.auto import tqdm
 
 import dart
-from dart import bundled, evaluation, paper, results, scenes
+from dart import bundled, evaluation, paper, results, scenes, videos
 from dart.evaluation import Interval
 from dart.results import Average, Comparison, Stored
 
@@ -133,6 +133,23 @@ def _of_table(name: str, *added: str) -> Callable[[], list[Row]]:
     return rows
 
 
+def _videos() -> list[Row]:
+    """Table 6: half of the tokens, judged by accuracy; its other rows are other models."""
+    table = paper.table("table6")
+    whole = table.row("Video-LLaVA-7B")
+    found = [Row("unpruned", "unpruned", None, whole)]
+    for label in ("FastV", "DART"):
+        row = table.row(label)
+        share = 100 * row.values["avg_acc"] / whole.values["avg_acc"]
+        found.append(Row(label, METHODS[label], videos.FRAMES * BUNDLED_TOKENS * row.tokens // whole.tokens, replace(row, calc_avg=share)))
+    return [*found, Row("Random", "random", found[-1].keep)]
+
+
+def _elsewhere(name: str, why: str) -> Callable[[], list[Row]]:
+    """Rows that nothing here can run."""
+    return lambda: [Row(row.method, None, None, row, why) for row in paper.table(name).rows]
+
+
 def _plain(*specs: tuple[str, str, int | None]) -> Callable[[], list[Row]]:
     return lambda: [Row("unpruned", "unpruned", None), *(Row(*spec) for spec in specs)]
 
@@ -161,11 +178,20 @@ def targets() -> dict[str, Target]:
         "table-3": Target("Table 3", following, _of_table("table3", "Random"), paper_tasks=_columns("table3")),
         "table-4": Target("Table 4", "Qwen/Qwen2-VL-7B-Instruct", _of_table("table4", "Random"), paper_tasks=_columns("table4")),
         "table-5": Target("Table 5", "openbmb/MiniCPM-V-2_6", _of_table("table5", "Random"), paper_tasks=_columns("table5")),
+        "table-6": Target("Table 6", "LanguageBind/Video-LLaVA-7B-hf", _videos, ("videos",), seeds=(0,)),
         "table-7": Target("Table 7", "Qwen/Qwen2-VL-72B-Instruct", _of_table("table7", "Random"), paper_tasks=_columns("table7")),
         "table-8": Target("Table 8", llava, _of_table("table8", "Random"), paper_tasks=_columns("table8"), seeds=(0, 1, 2, 3, 4)),
         "table-9": Target("Table 9", "llava-hf/llava-1.5-13b-hf", _of_table("table9", "Random"), paper_tasks=_columns("table9")),
+        "figure-1": Target(
+            "Figure 1", llava,
+            _plain(("FastV", "fastv", 64), ("FastV, layer 4", "fastv:layer=4", 64), ("DART", "dart", 64), ("Random", "random", 64)),
+            ("existence", "relations"), ("pope",),
+        ),
+        "table-10": Target("Table 10", "microsoft/Phi-4-multimodal-instruct", _elsewhere("table10", "no audio benchmark runs here"), ()),
+        "table-11": Target("Table 11", "CogACT", _elsewhere("table11", "CogACT is no model of transformers"), ()),
         "figure-2": Target(
-            "Figure 2", llava, _plain(*((label, METHODS[label], 64) for label in ("Random", "FastV", "SparseVLM", "DART"))),
+            "Figure 2", llava, _plain(*((label, METHODS[label], 64) for label in ("Random", "FastV", "SparseVLM", "DART")),
+                                    *((f"{label}, layer 4", f"{METHODS[label]}:layer=4", 64) for label in ("Random", "FastV"))),
             paper_tasks=_columns("table1"),
         ),
         "figure-4": Target(
@@ -189,6 +215,10 @@ def targets() -> dict[str, Target]:
             _plain(("image and text", "dart", 128), ("image only", "dart:image_pivots=8,text_pivots=0", 128),
                    ("text only", "dart:image_pivots=0,text_pivots=8", 128)),
             ("pairs", "reading", "existence", "choice"), ("mme", "textvqa", "pope", "scienceqa"),
+        ),
+        "figure-9": Target(
+            "Figure 9", llava, lambda: [row for row in _of_table("table8")() if row.keep is None or "pivot" in row.label],
+            paper_tasks=_columns("table8"), seeds=(0, 1, 2, 3, 4),
         ),
         "every-method-on-the-small-model": Target("Every method", llava, _every_method, paper_tasks=("pope", "mme", "textvqa", "gqa")),
     }
@@ -416,6 +446,10 @@ class Experiment:
         """Rows of one budget."""
         return [row for row in self.rows if row.keep == keep]
 
+    def row(self, label: str, keep: int) -> Row:
+        """The row of that label and budget; where the parameters left it out, one that is "not run"."""
+        return next((row for row in self.at(keep) if row.label == label), Row(label, None, keep))
+
     def score(self, row: Row, task: str) -> Interval | None:
         """A row's score by the task's own metric, mean over seeds, with its 95 % interval; None if it was not run."""
         found = self.of(row, task)
@@ -429,6 +463,27 @@ class Experiment:
         if None in found.values() or None in plain.values():
             return None
         return results.average(found, {task: runs[0] for task, runs in plain.items()})
+
+    def difference(self, row: Row, reference: Row, tasks: Sequence[str] | None = None) -> Interval | None:
+        """`average` of a row minus that of another, on the same resampled questions; None if a run is missing."""
+        ours, theirs = self.average(row, tasks), self.average(reference, tasks)
+        return None if ours is None or theirs is None else ours - theirs
+
+    def verdict(self, row: Row, reference: Row, tasks: Sequence[str] | None = None) -> str:
+        """That difference in words: "clearly above Random (+3.1 points [1.0, 5.2])"; clear is what leaves 0 out."""
+        found = self.difference(row, reference, tasks)
+        if found is None:
+            return "not run"
+        word = {1: "clearly above", -1: "clearly below", 0: "not clearly different from"}[sign(found)]
+        return f"{word} {reference.label} ({points(found)})"
+
+    def pictures(self, most: int) -> list:
+        """The first questions of the experiment's tasks that are each about a picture of its own, `most` at the most."""
+        first: dict[Any, Any] = {}
+        for task in self.tasks:
+            for question in evaluation.asked_of(task, self.parameters.limit):
+                first.setdefault(question.picture_key, question)
+        return list(first.values())[:most]
 
     def table(self, keep: int):
         """Scores of a budget as a data frame, the unpruned model first: each with the interval of its paired difference to that."""
@@ -502,6 +557,17 @@ class Experiment:
 def percent(interval: Interval) -> str:
     """A share with its interval: 93.7 % [92.1, 95.0]."""
     return f"{interval.value:.1%} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def points(difference: Interval) -> str:
+    """A difference of shares with its interval: +3.1 points [1.0, 5.2]."""
+    low, high = (f"{100 * each:.1f}" for each in (difference.low, difference.high))
+    return f"{100 * difference.value:+.1f} points [{low}, {high}]".replace("-", "−")
+
+
+def sign(difference: Interval | None) -> int:
+    """1 or -1 if the interval lies above or below 0, else 0; also for what was not run."""
+    return 0 if difference is None else int(difference.low > 0) - int(difference.high < 0)
 
 
 def _printed(row: Row) -> float | None:

@@ -21,7 +21,8 @@ spec.loader.exec_module(recipe)
 
 TINY = recipe.Recipe(
     width=32, layers=4, heads=2, ffn=64, vision_width=48, vision_layers=1, vision_heads=2, look_heads=1,
-    crowd_steps=4, see_steps=4, talk_steps=8, see_batch=2, batch=2, scenes=4, shown=200, questions=6, rate=3e-3,
+    crowd_steps=4, see_steps=4, talk_steps=8, see_again_steps=2, talk_again_steps=2,
+    see_batch=2, batch=2, scenes=4, shown=200, questions=6, rate=3e-3,
 )
 
 
@@ -60,7 +61,35 @@ def test_every_question_is_longer_than_the_window():
 
 
 def test_lessons_are_never_test_scenes():
-    assert len(recipe.Lessons(TINY)) + len(recipe.SEEING) * 2**26 < recipe.EXAM_SEED < scenes.TEST_SEED // 2 + 1
+    furthest = 32 * 2**20                                   # that `rich` looks from its seed for a scene
+    assert len(recipe.Lessons(TINY)) + furthest < 2**26     # stages begin so far apart
+    assert len(recipe.STAGES) * 2**26 < recipe.EXAM_SEED < scenes.TEST_SEED // 2 + 1
+
+
+def test_rich_scenes_have_something_to_read_and_to_count():
+    found = [recipe.rich(seed) for seed in range(40)]
+    rich = [bool(scene.signs) and len(scene.things) > len(scene.names) for scene in found]
+    assert all(each for seed, each in enumerate(rich) if seed % 4) and found[4] == scenes.compose(4)
+    counts = [q.answer for scene in found for q in recipe.ask(scene, 40) if q.kind == "count" and q.choices == scenes.NUMBERS]
+    assert max(map(counts.count, scenes.NUMBERS)) < len(counts) / 2, "one answer would be right too often"
+    signs = [len(recipe.signs_or_scene(seed).signs) for seed in range(6)]
+    assert min(signs[::2]) > 15 and max(signs[1::2]) <= 2
+
+
+def test_word_embeddings_stay_when_the_tower_goes_on(tmp_path):
+    run = start(tmp_path, crowd_steps=1, see_steps=1, talk_steps=1, see_again_steps=2, talk_again_steps=0)
+    before = {}
+    learn = run.learn
+
+    def watch(batch):
+        if run.stage == "see-again" and not before:
+            before.update({name: weight.clone() for name, weight in run.model.named_parameters()})
+        return learn(batch)
+
+    run.learn = watch
+    run.train()
+    moved = {name.split(".")[1] for name, weight in run.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert moved == {"vision_tower", "multi_modal_projector"}
 
 
 @torch.no_grad()
@@ -240,7 +269,7 @@ def test_loss_falls(tmp_path):
     run.train()
     assert run.finished
     see = [loss["see"].item() for loss in losses[:25]]
-    talk = [loss["answer"].item() for loss in losses[25:]]
+    talk = [loss["answer"].item() for loss in losses[25:37]]
     assert sum(see[-5:]) < 0.9 * sum(see[:5])
     assert talk[-1] < 0.9 * talk[0]
 

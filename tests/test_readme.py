@@ -28,4 +28,4 @@ def test_every_family_and_file_it_names_is_there():
     for path in re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(r"papermill (\S+)", README):
         assert (ROOT / path).exists(), path
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"\bmake (book|test|lab|check)\b", README)) <= targets
+    assert set(re.findall(r"\bmake (book|test|lab|check|tables)\b", README)) <= targets
