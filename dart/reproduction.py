@@ -588,13 +588,19 @@ def work() -> Path:
 
 def _read(model, methods: Sequence[dart.Method | None], task: str, limit: int | None) -> dict[dart.Method | None, Stored | None]:
     stores = (None, work() / "results")
-    return {m: results.lookup(settings, stores) for m, settings in zip(methods, evaluation.settings_of(model, methods, task, limit))}
+    known = evaluation.settings_of(model, methods, task, limit, _tokens(task))
+    return {method: results.lookup(settings, stores) for method, settings in zip(methods, known)}
+
+
+def _tokens(task: str) -> int:
+    """Longest answer: as the published scripts have it, and eight for tasks of our own, whose answers are words."""
+    return getattr(evaluation.find_task(task), "tokens", 8)
 
 
 def _make(model, processor, methods, task, limit, *, folder=None, store=None, progress=True) -> dict[dart.Method | None, Stored]:
     folder = folder or work() / "eval"
     store = store or work() / "results"
-    options = {"processor": processor, "folder": folder, "limit": limit, "batch": 32, "progress": progress}
+    options = {"processor": processor, "folder": folder, "limit": limit, "batch": 32, "progress": progress, "tokens": _tokens(task)}
     records = evaluation.sweep(model, methods, task, **options)
     return {method: results.load(results.keep(record, store)) for method, record in zip(methods, records)}
 
