@@ -161,8 +161,8 @@ def _every_method() -> list[Row]:
     return _plain(*rows, *late)()
 
 
-PIVOTS = ((1, 0), (1, 1), (2, 2), (4, 4), (10, 10), (32, 32))
-LAYERS = (1, 2, 3, 4, 6)
+PIVOTS = ((1, 0), (1, 1), (2, 2), (4, 4), (16, 16), (32, 32))
+LAYERS = (1, 2, 3, 4, 5, 6, 7)
 
 
 def _columns(name: str) -> tuple[str, ...]:
