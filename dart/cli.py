@@ -66,9 +66,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="the files of the paper's benchmarks").add_subparsers(dest="what", required=True)
     check = data.add_parser("check", help="what is missing or broken, where it belongs and where it comes from",
-                            description="Say which files of the benchmarks are missing, cut short or not as published; exit code 1 if any are.")
+                            description="Say which files of the benchmarks are missing, cut short or not as published; "
+                            "exit code 1 if any are.")
     check.add_argument("tasks", nargs="*", metavar="TASK", help=f"{', '.join(files.FILES)}; all if left out")
-    check.add_argument("--folder", type=Path, help="folder of all benchmarks; by default DART_BENCHMARKS, else benchmarks in the data folder")
+    check.add_argument("--folder", type=Path, help="of all benchmarks; by default DART_BENCHMARKS, else benchmarks in the data folder")
     check.set_defaults(run=check_data)
 
     judged = commands.add_parser("claims", help="judge every claim of the paper", description="Judge every claim of the paper by stored runs and "
@@ -101,7 +102,7 @@ def evaluate(given: argparse.Namespace) -> None:
                 raise
             refused.append(f"not run: {name} at {keep}: {reason}")
     options = {"processor": processor, "folder": given.out, "limit": given.limit, "batch": given.batch}
-    records = [evaluation.sweep(model, methods, task.name, **options) for task in found]
+    records = [evaluation.sweep(model, methods, task.name, tokens=getattr(task, "tokens", 8), **options) for task in found]
     if given.store:
         for record in (record for column in records for record in column):
             results.keep(record)

@@ -295,18 +295,71 @@ def _prompt(processor, question, pictures: int) -> str:
     return processor.apply_chat_template([turn], add_generation_prompt=True)
 
 
-def _features(model, inputs: dict[str, Tensor], sources: Sequence[int]) -> list[Tensor] | None:
-    """Image features for every picture of a batch, computed once for each different one.
+def _tower_layers(model) -> Sequence[torch.nn.Module]:
+    """Layers of the vision tower up to the one whose output the projector takes; none where the tower is not described."""
+    family, body, _ = families.find(model)
+    feature = getattr(body.config, "vision_feature_layer", None)
+    if family.tower is None or not isinstance(feature, int):
+        return []
+    layers = body.get_submodule(family.tower).encoder.layers
+    return list(layers[: feature % (len(layers) + 1)])
 
-    `sources[i]` is the first picture that is the same as picture `i`. None for a model that takes its images as anything but
-    one tensor of pixels.
-    """
-    images = set(inputs) - {"input_ids", "attention_mask"}
-    if images != {"pixel_values"} or len(inputs["pixel_values"]) != len(sources):
+
+def _looks_at(method: dart.Method, depth: int) -> set[int] | None:
+    """Which of `depth` tower layers a method looks into; None if it changes what the tower does."""
+    if method.tower_places(depth) or type(method).resize is not dart.Method.resize:
         return None
-    first = sorted(set(sources))
-    features = model.get_image_features(pixel_values=inputs["pixel_values"][first], return_dict=True).pooler_output
-    return [features[first.index(source)] for source in sources]
+    return {number % depth for number in method.tower_layers}
+
+
+class _Seen:
+    """What the vision tower made of the pictures of a batch, each different one seen once, for all methods that leave it as it is.
+
+    `sources[i]` is the first picture that is the same as picture `i`. `features` is None, and nothing shared, for a model that
+    takes its images as anything but one tensor of pixels.
+    """
+
+    def __init__(self, model, inputs: dict[str, Tensor], sources: Sequence[int], methods: Sequence[dart.Method | None]):
+        self.model, self.features, self.states = model, None, {}
+        images = set(inputs) - {"input_ids", "attention_mask"}
+        if images != {"pixel_values"} or len(inputs["pixel_values"]) != len(sources):
+            return
+        self.layers = _tower_layers(model)
+        looks = [_looks_at(method, len(self.layers)) for method in methods if method and method.reads_tower and self.layers]
+        # a layer that is looked into runs again, on the output of the layer before it
+        before = {number - 1 for look in looks if look for number in look if number}
+        hooks = [self.layers[number].register_forward_hook(partial(self._note, number)) for number in before]
+        first = sorted(set(sources))
+        features = model.get_image_features(pixel_values=inputs["pixel_values"][first], return_dict=True).pooler_output
+        for hook in hooks:
+            hook.remove()
+        index = [first.index(source) for source in sources]
+        self.features = [features[row] for row in index]
+        self.states = {number: states[index] for number, states in self.states.items()}
+
+    def _note(self, number: int, layer, args, output: Tensor) -> None:
+        self.states[number] = output
+
+    @contextmanager
+    def shared(self, method: dart.Method | None) -> Iterator[None]:
+        """Inside the block the model does of all this again only what the method has to see happen."""
+        if self.features is None:
+            yield
+            return
+        if not (method and method.reads_tower):
+            with given_features(self.model, self.features):
+                yield
+            return
+        look = _looks_at(method, len(self.layers)) if self.layers else None
+        still = [] if look is None else [(number, layer) for number, layer in enumerate(self.layers) if number not in look]
+        for number, layer in still:
+            # in between nobody looks at what is handed on
+            layer.forward = lambda hidden_states, *_, number=number, **__: self.states.get(number, hidden_states)
+        try:
+            yield
+        finally:
+            for _, layer in still:
+                del layer.forward
 
 
 def prompt_size(model, processor, question) -> tuple[int, int]:
@@ -373,11 +426,9 @@ def answer(model, processor, questions: Sequence, methods: Sequence[dart.Method 
     inputs, sources = prompts(model, processor, questions)
     answers = []
     with torch.inference_mode():
-        features = _features(model, inputs, sources)
+        seen = _Seen(model, inputs, sources, methods)
         for method in methods:
-            pruned = dart.prune(model, method) if method else nullcontext()
-            shared = features and not (method and method.reads_tower)      # such a method wants the tower to run
-            with pruned, given_features(model, features) if shared else nullcontext():
+            with dart.prune(model, method) if method else nullcontext(), seen.shared(method):
                 said = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
             answers.append(processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return answers

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     spec = importlib.util.spec_from_file_location("recipe", ROOT / "train" / "bundled.py")
     recipe = sys.modules["recipe"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
-    sizes = recipe.Recipe(width=32, layers=4, heads=2, ffn=64, vision_width=64, vision_layers=1)
+    sizes = recipe.Recipe(width=32, layers=4, heads=2, ffn=64, vision_width=64, vision_layers=3)
     model, path = recipe.make_model(sizes, recipe.make_tokenizer()), tmp_path_factory.mktemp("tiny")
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -216,6 +216,27 @@ def test_paired_differences_are_tighter_than_two_intervals():
     assert difference.high < 0, "a loss on three questions of a hundred is seen"
     one, other = (evaluation.intervals(task, asked, answers)["accuracy"] for answers in (worse, reference))
     assert one.high > other.low, "and two separate intervals would hide it"
+
+
+def test_the_tower_sees_a_picture_once_for_methods_that_only_look(loaded):
+    """They look at its last layer, which runs again; what is before it does not, and answers are the plain ones."""
+    model, processor = loaded
+    asked = [*scenes.questions("existence")[:4], *scenes.questions("reading")[:2]]
+    methods = [None, dart.HiRED(keep=20), dart.PruMerge(keep=20), dart.ToMe(keep=20), dart.Downscale(keep=36), dart.DART(keep=20)]
+    ran = []
+    tower = model.model.vision_tower
+    before = [dict(vars(layer)) for layer in tower.encoder.layers]
+    hooks = [tower.embeddings.register_forward_hook(lambda module, args, out: ran.append(len(args[0])))]
+    together = evaluation.answer(model, processor, asked, methods, tokens=4)
+    [hook.remove() for hook in hooks]
+    different = len({question.picture_key for question in asked})
+    assert different < len(asked) and ran == [different, *[len(asked)] * 4]
+    assert [vars(layer) for layer in tower.encoder.layers] == before
+    for method, answers in zip(methods, together):
+        inputs, _ = evaluation.prompts(model, processor, asked)
+        with dart.prune(model, method) if method else evaluation.nullcontext():
+            plain = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        assert answers == processor.batch_decode(plain[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def test_wrong_names_get_the_nearest(folder, capsys):

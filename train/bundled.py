@@ -90,7 +90,7 @@ class Recipe:
     see_steps: int = 750
     talk_steps: int = 3100
     see_again_steps: int = 1800
-    talk_again_steps: int = 1300
+    talk_again_steps: int = 1800
     see_batch: int = 4
     batch: int = 8
     scenes: int = 2400  # a multiple of the batch; whose image tokens are kept for a language stage
@@ -305,7 +305,7 @@ def ask(scene: scenes.Scene, number: int, turn: int = 0, easy: bool = False) -> 
     asked += [scenes.ask_relation(scene, dice, answer) for answer in scenes.YES_NO]
     # any scene has one of something: asked each time, "one" would be the answer to most such questions
     asked += [scenes.ask_neighbour(scene, dice), *(scenes.ask_count(scene, dice, n) for n in (2, 3, 4))]
-    asked += [scenes.ask_count(scene, dice, 1)] if dice.random() < 0.25 else []
+    asked += [scenes.ask_count(scene, dice, 1)] if dice.random() < 0.5 else []
     pair = scenes.ask_pair(scene, dice, dice.pick(("count", "color", "position", "text")))
     choice = scenes.ask_choice(scene, dice, dice.pick(("existence", "name", "color", "position", "text")))
     asked += (pair or []) + (dice.several(choice, 2) if choice else [])
@@ -335,8 +335,11 @@ def kind_of(question: scenes.Question | easy_vqa.Question) -> str:
     return "statement"
 
 
-def crowd(seed: int, signs_first: int = 9) -> scenes.Scene:
-    """A scene as full as it gets, all names and words equally often: ten times as much to learn from as a real one."""
+def crowd(seed: int, number_of_signs: int = 9, names: Sequence[str] | None = None) -> scenes.Scene:
+    """A scene as full as it gets, all names and words equally often: ten times as much to learn from as a real one.
+
+    Or with these `names` only, in this order.
+    """
     dice, noise = scenes.Dice(f"crowd {seed}"), np.random.RandomState(seed)
     taken = np.empty((0, 4), int)
 
@@ -352,14 +355,14 @@ def crowd(seed: int, signs_first: int = 9) -> scenes.Scene:
         return x, y
 
     signs, things = [], []
-    for _ in range(signs_first):
+    for _ in range(number_of_signs):
         color, word, font = dice.pick(list(scenes.COLORS)), dice.pick(scenes.WORDS), dice.pick(scenes.FONTS)
         height = dice.between(24, 30)
         width = scenes._word_width(word, font, height - 8) + 10
         if spot := place(width, height):
             signs.append(scenes.Sign(word, color, font, *spot, width, height))
-    for _ in range(50):
-        name, size, mirrored = dice.pick(scenes.NAMES), dice.between(28, 48), dice.random() < 0.5
+    for name in names or [dice.pick(scenes.NAMES) for _ in range(50)]:
+        size, mirrored = dice.between(28, 48), dice.random() < 0.5
         color = dice.pick(list(scenes.COLORS)) if name in scenes.PAINTED else None
         if spot := place(size, size):
             things.append(scenes.Thing(name, *spot, size, color, mirrored))
@@ -371,11 +374,20 @@ def crowd_or_scene(seed: int) -> scenes.Scene:
 
 
 def signs_or_scene(seed: int) -> scenes.Scene:
-    return scenes.compose(seed) if seed % 2 else crowd(seed, signs_first=30)
+    return scenes.compose(seed) if seed % 2 else crowd(seed, number_of_signs=30)
+
+
+def herds(seed: int) -> scenes.Scene:
+    """A scene with one to four of each of four things: a real one has several of one thing at most."""
+    dice = scenes.Dice(f"herds {seed}")
+    names = [name for name in dice.several(scenes.NAMES, 4) for _ in range(dice.between(1, 4))]
+    return crowd(seed, number_of_signs=dice.pick((0, 0, 1, 2)), names=names)
 
 
 def rich(seed: int) -> scenes.Scene:
-    """Three times in four a scene with a sign and several of one thing, else any scene."""
+    """By turns any scene, one with a sign and several of one thing, and two of herds."""
+    if seed % 4 >= 2:
+        return herds(seed)
     scene = scenes.compose(seed)
     for other in range(32 if seed % 4 else 0):
         if scene.signs and len(scene.things) > len(scene.names):

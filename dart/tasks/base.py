@@ -104,20 +104,29 @@ class Benchmark:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def document(path: Path) -> Any:
-    """A JSON document.
+def text(path: Path) -> str:
+    """What stands in a text file, or a ValueError that names it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as reason:
+        raise ValueError(f"{path}: not UTF-8 text at byte {reason.start:,}; get the file again") from reason
+
+
+def document(path: Path, kind: type = dict) -> Any:
+    """A JSON document that holds a dict, or what `kind` says.
 
     Raises
     ------
     ValueError
-        With file and line if it is broken or cut short.
+        With file and line if it is broken or cut short, with the file if it holds something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text(path))
     except json.JSONDecodeError as reason:
         raise ValueError(f"{path}, line {reason.lineno}: not JSON ({reason.msg}); get the file again") from reason
-    except UnicodeDecodeError as reason:
-        raise ValueError(f"{path}: not UTF-8 text at byte {reason.start:,}; get the file again") from reason
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} holds a {type(content).__name__} where a {kind.__name__} is published; get the file again")
+    return content
 
 
 def lines(path: Path) -> Iterator[tuple[str, dict]]:
@@ -128,13 +137,12 @@ def lines(path: Path) -> Iterator[tuple[str, dict]]:
     ValueError
         With file and line.
     """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield f"{path}, line {number}", json.loads(line)
-                except json.JSONDecodeError as reason:
-                    raise ValueError(f"{path}, line {number}: not JSON ({reason.msg}): {line.strip()[:60]!r}") from reason
+    for number, line in enumerate(text(path).split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except json.JSONDecodeError as reason:
+                raise ValueError(f"{path}, line {number}: not JSON ({reason.msg}): {line.strip()[:60]!r}") from reason
 
 
 def get(entry: Any, key: str, place: str) -> Any:
@@ -181,7 +189,7 @@ def counts(asked: Sequence[Question], weights: np.ndarray | None) -> np.ndarray:
         return np.ones(len(asked))
     weights = np.asarray(weights)
     if weights.shape[-1:] != (len(asked),):
-        raise ValueError(f"weights have shape {weights.shape}, but there are {len(asked)} questions; the last axis goes over questions")
+        raise ValueError(f"weights have shape {weights.shape}, but the last axis goes over {len(asked)} questions")
     return weights if np.issubdtype(weights.dtype, np.floating) else weights.astype(float)
 
 

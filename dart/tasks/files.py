@@ -105,8 +105,8 @@ FILES: dict[str, tuple[File, ...]] = {
         _VAL2014,
     ),
     "mme": (
-        File("MME_Benchmark_release_version/", "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation",
-             "14 folders, 2,374 questions"),
+        File("MME_Benchmark_release_version/",
+             "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation", "2,374 questions"),
     ),
     "gqa": (
         File("data/testdev_balanced_questions.json", "https://downloads.cs.stanford.edu/nlp/data/gqa/questions1.2.zip", "1.4 GB"),
@@ -147,10 +147,11 @@ FILES: dict[str, tuple[File, ...]] = {
         File("test/", f"{_VIZWIZ}/images/test.zip", "8,000 pictures"),
     ),
     "ocrbench": (
-        File("OCRBench/OCRBench.json", "https://raw.githubusercontent.com/Yuliang-Liu/MultimodalOCR/main/OCRBench/OCRBench/OCRBench.json",
-             size=296682, sha256="df75957e75ea052e9f38f2c67a4f6676103998517345cf49ef7d03b62c835864"),
-        File("OCRBench_Images/", "the link “OCRBench Images” of https://github.com/Yuliang-Liu/MultimodalOCR/tree/main/OCRBench",
-             "930 pictures"),
+        File("OCRBench/OCRBench.json",
+             "https://raw.githubusercontent.com/Yuliang-Liu/MultimodalOCR/main/OCRBench/OCRBench/OCRBench.json", size=296682,
+             sha256="df75957e75ea052e9f38f2c67a4f6676103998517345cf49ef7d03b62c835864"),
+        File("OCRBench_Images/",
+             "the link OCRBench Images of https://github.com/Yuliang-Liu/MultimodalOCR/tree/main/OCRBench", "930 pictures"),
     ),
 }
 HOMES = {
@@ -240,8 +241,8 @@ def check(folder: str | Path | None = None, tasks: Iterable[str] | None = None) 
 
 def _examine(task: str, file: File, place: Path) -> Iterable[Finding]:
     target = place / file.path
-    near = (place, target.parent)
-    archive = next((folder / file.archive for folder in near if (folder / file.archive).is_file()), None) if file.archive else None
+    archives = [folder / file.archive for folder in (place, target.parent)] if file.archive else []
+    archive = next((each for each in archives if each.is_file()), None)
     if archive:
         if not zipfile.is_zipfile(archive):
             yield Finding(task, archive, f"is cut short or no archive; {file.get}")

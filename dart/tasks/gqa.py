@@ -38,9 +38,9 @@ def questions(folder: str | Path | None = None) -> tuple[Question, ...]:
         kind, stratum = (base.get(types, key, place) for key in ("structural", "semantic"))
         if entry.get("isBalanced", True):
             asked.append(Question(
-                id=number, text=f"{text}\n{SHORT}", answer=answer, choices=base.YES_NO if answer in base.YES_NO else (), kind=kind,
-                picture_key=f"gqa/{image}.jpg", source=files.home("gqa", folder) / "data" / "images" / f"{image}.jpg",
-                stratum=stratum,
+                id=number, text=f"{text}\n{SHORT}", answer=answer, choices=base.YES_NO if answer in base.YES_NO else (),
+                kind=kind, stratum=stratum, picture_key=f"gqa/{image}.jpg",
+                source=files.home("gqa", folder) / "data" / "images" / f"{image}.jpg",
             ))
     return tuple(asked)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,9 @@ from dart.tasks.prompts import LETTER, LETTER_CN
 LETTERS = "ABCD"
 ROTATION = 1_000_000
 # cells that pandas, with which LLaVA's script reads the table, takes for empty, and two that the script adds
-_EMPTY = frozenset("|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|"))
+_EMPTY = frozenset(
+    "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")
+)
 _AROUND = (("", ""), ("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ")."), (":", ""), (":", ","),
            (":", "."), (":", ")"), (":", ")."))
 _NOT_HANDED_IN = ("hint", "category", "source", "image", "comment", "l2-category")
@@ -48,19 +50,7 @@ def questions(name: str = "mmbench", folder: str | Path | None = None) -> tuple[
         With file and line of a row that is cut short or no question.
     """
     path = files.need(name, files.FILES[name][0].path, folder)
-    csv.field_size_limit(sys.maxsize)  # a picture is one field
-    asked = []
-    with path.open(encoding="utf-8", newline="") as file:
-        table = csv.DictReader(file, delimiter="\t")
-        for column in ("index", "question", "A", "B", "image"):
-            if column not in (table.fieldnames or ()):
-                raise ValueError(f"{path}, line 1: no column {column!r}; get the file again")
-        ended = table.line_num
-        for row in table:
-            place, ended = f"{path}, line {ended + 1}", table.line_num  # a row may go over several lines
-            if None in row or any(cell is None for cell in row.values()) or not row["index"].isdecimal() or not row["image"]:
-                raise ValueError(f"{place}: cut short or broken row {row['index']!r}; get the file again")
-            asked.append(_question(name, path.stem, row, place))
+    asked = [_question(name, path.stem, row, place) for place, row in _rows(path)]
     pictures = {question.id: question.source for question in asked}
     for place, question in enumerate(asked):
         if question.source.isdecimal():  # some releases name the row that holds the picture
@@ -68,6 +58,25 @@ def questions(name: str = "mmbench", folder: str | Path | None = None) -> tuple[
                 raise ValueError(f"{path}, row {question.id}: its picture is in row {question.source}, which is missing")
             asked[place] = replace(question, source=pictures[int(question.source)])
     return tuple(sorted(asked, key=lambda question: (question.id % ROTATION, question.id)))
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a table, each with its place in words; what is cut short or no text is a ValueError that names it."""
+    csv.field_size_limit(sys.maxsize)  # a picture is one field
+    with path.open(encoding="utf-8", newline="") as file:
+        table = csv.DictReader(file, delimiter="\t")
+        try:
+            for column in ("index", "question", "A", "B", "image"):
+                if column not in (table.fieldnames or ()):
+                    raise ValueError(f"{path}, line 1: no column {column!r}; get the file again")
+            ended = table.line_num
+            for row in table:
+                place, ended = f"{path}, line {ended + 1}", table.line_num  # a row may go over several lines
+                if None in row or None in row.values() or not row["index"].isdecimal() or not row["image"]:
+                    raise ValueError(f"{place}: cut short or broken row {row['index']!r}; get the file again")
+                yield place, row
+        except (csv.Error, UnicodeDecodeError) as reason:
+            raise ValueError(f"{path}, behind line {table.line_num}: broken text ({reason}); get the file again") from reason
 
 
 def _question(name: str, split: str, row: Mapping[str, str], place: str) -> Question:
@@ -93,8 +102,8 @@ def _question(name: str, split: str, row: Mapping[str, str], place: str) -> Ques
 def letter(answer: str, options: Mapping[str, str]) -> str | None:
     """The option that MMBench's script reads in an answer before it would ask a language model; None if it would.
 
-    That is the only letter A to E which stands alone or with a bracket, full stop, comma or colon, where an A among more than three
-    words is taken for the article; else the only option whose text occurs in the answer.
+    That is the only letter A to E which stands alone or with a bracket, full stop, comma or colon, where an A among more than
+    three words is taken for the article; else the only option whose text occurs in the answer.
     """
     words = answer.split()
     for before, after in _AROUND:

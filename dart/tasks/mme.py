@@ -41,19 +41,19 @@ def questions(folder: str | Path | None = None) -> tuple[Question, ...]:
     release = files.need("mme", "MME_Benchmark_release_version/", folder)
     if (release / "MME_Benchmark").is_dir():
         release /= "MME_Benchmark"
-    asked = []
+    asked, source = [], files.FILES["mme"][0].get
     for subtask in STRATA:
         texts = pictures = release / subtask
         if not texts.is_dir():
-            raise FileNotFoundError(f"MME's subtask {subtask} is missing at {texts}; {files.FILES['mme'][0].get}")
+            raise FileNotFoundError(f"MME's subtask {subtask} is missing at {texts}; {source}")
         if (texts / "images").is_dir():
             texts, pictures = texts / "questions_answers_YN", texts / "images"
-        found = {picture.stem: picture for picture in sorted(pictures.iterdir()) if picture.suffix.lower() in (".jpg", ".png", ".jpeg")}
+        found = {picture.stem: picture for picture in sorted(pictures.iterdir()) if picture.suffix in (".jpg", ".png")}
         for path in sorted(texts.glob("*.txt")):
             if path.stem not in found:
-                raise FileNotFoundError(f"{path} has no picture {path.stem}.jpg or .png in {pictures}; {files.FILES['mme'][0].get}")
-            rows = [(f"{path}, line {number}", line) for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)]
-            rows = [(place, line) for place, line in rows if line.strip()]
+                raise FileNotFoundError(f"{path} has no picture {path.stem}.jpg or .png in {pictures}; {source}")
+            numbered = enumerate(base.text(path).splitlines(), 1)
+            rows = [(f"{path}, line {number}", line) for number, line in numbered if line.strip()]
             if len(rows) != 2:
                 raise ValueError(f"{path} has {len(rows)} questions; MME has two on each picture")
             for place, line in rows:
@@ -112,14 +112,14 @@ def floors(folder: str | Path | None = None) -> dict[str, dict[str, float]]:
 
 
 def submission(asked: Sequence[Question], answers: Sequence[str], folder: str | Path) -> Path:
-    """One text file a subtask with lines file, question, truth, answer between tabs, for MME's `calculation.py`; gives the folder.
+    """One text file a subtask with lines file, question, truth, answer between tabs, for MME's `calculation.py`.
 
-    White space inside an answer becomes a space: the script knows no answers of several lines.
+    The folder is given back. White space inside an answer becomes a space: the script knows no answers of several lines.
     """
     lines = {question.kind: [] for question in asked}
     for question, answer in zip(asked, base.said(asked, answers)):
-        entry = question.entry
-        lines[question.kind].append("\t".join((entry["file"], entry["question"], entry["answer"], " ".join(answer.split()))) + "\n")
+        given = [question.entry[key] for key in ("file", "question", "answer")]
+        lines[question.kind].append("\t".join([*given, " ".join(answer.split())]) + "\n")
     for subtask, each in lines.items():
         base.write(Path(folder) / f"{subtask}.txt", "".join(each))
     return Path(folder)

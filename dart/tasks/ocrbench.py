@@ -41,9 +41,10 @@ def questions(folder: str | Path | None = None) -> tuple[Question, ...]:
     """
     path = files.need("ocrbench", "OCRBench/OCRBench.json", folder)
     asked = []
-    for row, entry in enumerate(base.document(path), 1):
+    for row, entry in enumerate(base.document(path, list), 1):
         place = f"{path}, question {row}"
-        image, text, answers, kind, _ = (base.get(entry, key, place) for key in ("image_path", "question", "answers", "type", "dataset_name"))
+        image, text, answers, kind = (base.get(entry, key, place) for key in ("image_path", "question", "answers", "type"))
+        base.get(entry, "dataset_name", place)  # which decides how answers are compared
         answers = (answers,) if isinstance(answers, str) else tuple(answers)
         asked.append(Question(
             id=row, text=f"{text}\n{SHORT}", answer=answers[0], choices=(), kind=base.one_of(kind, TYPES, place, "type"),

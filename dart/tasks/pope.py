@@ -89,7 +89,7 @@ def floors(folder: str | Path | None = None) -> dict[str, dict[str, float]]:
 
 
 def submission(asked: Sequence[Question], answers: Sequence[str], folder: str | Path) -> Path:
-    """One file a split with a line `{"question", "answer"}` for each question, which POPE's `evaluate.py` reads; gives the folder."""
+    """One file a split with a line `{"question", "answer"}` for each question, for POPE's `evaluate.py`; gives the folder."""
     lines = {split: [] for split in SPLITS}
     for question, answer in zip(asked, base.said(asked, answers)):
         lines[question.kind].append(json.dumps({"question": question.entry["text"], "answer": answer}) + "\n")

@@ -40,10 +40,11 @@ def questions(folder: str | Path | None = None) -> tuple[Question, ...]:
     asked = []
     for number in test:
         place = f"{path}, problem {number}"
-        entry = base.get(problems, number, str(path)) if number in problems else None
-        if entry is None:
+        if number not in problems:
             raise ValueError(f"{path} lacks problem {number}, which the test split of {splits.name} names; get both files again")
-        text, choices, hint, image, truth = (base.get(entry, key, place) for key in ("question", "choices", "hint", "image", "answer"))
+        entry = problems[number]
+        text, choices, hint = (base.get(entry, key, place) for key in ("question", "choices", "hint"))
+        image, truth = (base.get(entry, key, place) for key in ("image", "answer"))
         if not image:
             continue
         if not 0 <= truth < len(choices) <= len(LETTERS):
@@ -60,7 +61,7 @@ def questions(folder: str | Path | None = None) -> tuple[Question, ...]:
 
 def letter(answer: str) -> str | None:
     """The option that LLaVA's script reads in an answer: the letter alone, "B. ...", or "The answer is B."; else None."""
-    if answer and answer in LETTERS and len(answer) == 1:
+    if len(answer) == 1 and answer in LETTERS:
         return answer
     if len(answer) >= 3 and answer[0] in LETTERS and answer[1:3] == ". ":
         return answer[0]

@@ -85,8 +85,11 @@ def score(asked: Sequence[Question], answers: Sequence[str], weights: np.ndarray
     weights : array, (..., n), optional
         How often each question counts; the scores then have shape (...).
     """
-    pairs = zip(asked, base.said(asked, answers))
-    return vqa.score(asked, [vqa.soft_accuracy(vqa.evalai(said), [vqa.evalai(each) for each in q.answers]) for q, said in pairs], weights)
+    soft = [
+        vqa.soft_accuracy(vqa.evalai(said), [vqa.evalai(each) for each in question.answers])
+        for question, said in zip(asked, base.said(asked, answers))
+    ]
+    return vqa.score(asked, soft, weights)
 
 
 def floors(name: str = "textvqa", folder: str | Path | None = None) -> dict[str, dict[str, float]]:

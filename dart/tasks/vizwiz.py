@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from dart.tasks import base, files, textvqa, vqa
 from dart.tasks.base import Benchmark, Question
 from dart.tasks.prompts import SHORT, UNANSWERABLE
@@ -36,7 +34,7 @@ def questions(name: str = "vizwiz", folder: str | Path | None = None) -> tuple[Q
     split = "val" if name == "vizwiz" else "test"
     path = files.need(name, f"{split}.json", folder)
     asked = []
-    for row, entry in enumerate(base.document(path), 1):
+    for row, entry in enumerate(base.document(path, list), 1):
         place = f"{path}, question {row}"
         image, text = (base.get(entry, key, place) for key in ("image", "question"))
         annotators = base.get(entry, "answers", place) if split == "val" else ()

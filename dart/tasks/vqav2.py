@@ -77,7 +77,8 @@ def score(asked: Sequence[Question], answers: Sequence[str], weights: np.ndarray
     weights : array, (..., n), optional
         How often each question counts; the scores then have shape (...).
     """
-    return vqa.score(asked, [_soft(q.answers, vqa.evalai(answer)) for q, answer in zip(asked, base.said(asked, answers))], weights)
+    soft = [_soft(question.answers, vqa.evalai(said)) for question, said in zip(asked, base.said(asked, answers))]
+    return vqa.score(asked, soft, weights)
 
 
 def _soft(answers: Sequence[str], said: str) -> float:

@@ -34,9 +34,9 @@ def pope(folder: Path) -> Path:
     """Three questions a split on two pictures; the labels are yes, no, yes."""
     for split, absent in (("random", "kite"), ("popular", "person"), ("adversarial", "fork")):
         rows = [
-            {"question_id": 1, "image": "COCO_val2014_000000000001.jpg", "text": "Is there a dog in the image?", "label": "yes"},
-            {"question_id": 2, "image": "COCO_val2014_000000000001.jpg", "text": f"Is there a {absent} in the image?", "label": "no"},
-            {"question_id": 3, "image": "COCO_val2014_000000000002.jpg", "text": "Is there a cup in the image?", "label": "yes"},
+            {"question_id": row, "image": f"COCO_val2014_{number:012}.jpg", "label": label,
+             "text": f"Is there a {what} in the image?"}
+            for row, (number, what, label) in enumerate(((1, "dog", "yes"), (1, absent, "no"), (2, "cup", "yes")), 1)
         ]
         path = folder / "coco" / f"coco_pope_{split}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,10 +83,11 @@ MMBENCH_COLUMNS = "index question hint A B C D answer category image source l2-c
 
 def mmbench_rows() -> list[dict]:
     """Question 7 with two options in two rotations, which stand apart in the file, and question 9 with four in one row."""
-    seven = {"index": "7", "question": "What is it?", "hint": "Look.\nTwice.", "A": "a dog", "B": "a cat", "answer": "B", "image": encoded("red")}
+    seven = {"index": "7", "question": "What is it?", "hint": "Look.\nTwice.", "A": "a dog", "B": "a cat", "answer": "B",
+             "image": encoded("red")}
     turned = {**seven, "index": "1000007", "A": "a cat", "B": "a dog", "answer": "A"}
-    nine = {"index": "9", "question": 'Which "color"?', "hint": "nan", "A": "red", "B": "blue", "C": "green", "D": "None of these", "answer": "D",
-            "category": "color", "l2-category": "attribute", "image": encoded("blue")}
+    nine = {"index": "9", "question": 'Which "color"?', "hint": "nan", "A": "red", "B": "blue", "C": "green",
+            "D": "None of these", "answer": "D", "category": "color", "l2-category": "attribute", "image": encoded("blue")}
     blank = {"category": "object", "l2-category": "thing", "source": "made", "split": "dev"}
     return [{**dict.fromkeys(MMBENCH_COLUMNS, ""), **blank, **row} for row in (seven, nine, turned)]
 
@@ -94,8 +95,8 @@ def mmbench_rows() -> list[dict]:
 def mmbench(folder: Path, name: str = "mmbench_dev_20230712") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     quoted = lambda cell: '"' + cell.replace('"', '""') + '"' if set('\n"') & set(cell) else cell
-    lines = ["\t".join(MMBENCH_COLUMNS), *("\t".join(quoted(row[column]) for column in MMBENCH_COLUMNS) for row in mmbench_rows())]
-    (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    rows = [MMBENCH_COLUMNS, *([quoted(row[column]) for column in MMBENCH_COLUMNS] for row in mmbench_rows())]
+    (folder / f"{name}.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
     return folder
 
 
@@ -107,9 +108,10 @@ def scienceqa(folder: Path) -> Path:
     """Two test problems with a picture and one without."""
     blank = {"caption": "", "lecture": "", "solution": "", "split": "test"}
     problems = {
-        "5": {"question": "What is shown?", "choices": ["a wing", "a fin", "a leg"], "answer": 1, "hint": "Fish swim.", "image": "image.png",
-              "subject": "natural science", **blank},
-        "6": {"question": "Who spoke?", "choices": ["she", "he"], "answer": 0, "hint": "", "image": None, "subject": "language science", **blank},
+        "5": {"question": "What is shown?", "choices": ["a wing", "a fin", "a leg"], "answer": 1, "hint": "Fish swim.",
+              "image": "image.png", "subject": "natural science", **blank},
+        "6": {"question": "Who spoke?", "choices": ["she", "he"], "answer": 0, "hint": "", "image": None,
+              "subject": "language science", **blank},
         "8": {"question": "Which colony?", "choices": ["Ohio", "Maine"], "answer": 0, "hint": "", "image": "image.png",
               "subject": "social science", **blank},
     }
@@ -131,7 +133,7 @@ def vqav2(folder: Path) -> Path:
         {"image_id": 42, "question": "Is it red?", "question_id": 42000},
         {"image_id": 42, "question": "How many?", "question_id": 42001},
     ]})
-    annotators = lambda answers: [{"answer": answer, "answer_confidence": "yes", "answer_id": n} for n, answer in enumerate(answers, 1)]
+    annotators = lambda answers: [{"answer": answer, "answer_id": number} for number, answer in enumerate(answers, 1)]
     document(folder / "v2_mscoco_val2014_annotations.json", {"annotations": [
         {"question_id": 42001, "answer_type": "number", "answers": annotators(ten("two", "two", "3")), "image_id": 42},
         {"question_id": 42000, "answer_type": "yes/no", "answers": annotators(ten("yes")), "image_id": 42},
@@ -151,10 +153,10 @@ def vqav2_testdev(folder: Path) -> Path:
 def textvqa(folder: Path) -> Path:
     """Two questions on one picture, with the published OCR tokens."""
     document(folder / "TextVQA_0.5.1_val.json", {"data": [
-        {"question_id": 1, "image_id": "aa", "question": "what is the brand of this Camera?", "answers": ten("nous les gosses", "dakota")},
+        {"question_id": 1, "image_id": "aa", "question": "what is the brand of this Camera?", "answers": ten("gosses", "dakota")},
         {"question_id": 2, "image_id": "aa", "question": "what number is it?", "answers": ten("22", "22", "22", "21")},
     ]})
-    document(folder / "TextVQA_Rosetta_OCR_v0.2_val.json", {"data": [{"image_id": "aa", "ocr_tokens": ["DAKOTA", "22"], "ocr_info": []}]})
+    document(folder / "TextVQA_Rosetta_OCR_v0.2_val.json", {"data": [{"image_id": "aa", "ocr_tokens": ["DAKOTA", "22"]}]})
     picture(folder / "train_images" / "aa.jpg")
     return folder
 
@@ -162,8 +164,8 @@ def textvqa(folder: Path) -> Path:
 def vizwiz(folder: Path) -> Path:
     annotators = lambda answers: [{"answer": answer, "answer_confidence": "yes"} for answer in answers]
     document(folder / "val.json", [
-        {"image": "VizWiz_val_00000000.jpg", "question": "What is this? And what color?", "answers": annotators(ten("unanswerable")),
-         "answer_type": "unanswerable", "answerable": 0},
+        {"image": "VizWiz_val_00000000.jpg", "question": "What is this? And what color?",
+         "answers": annotators(ten("unanswerable")), "answer_type": "unanswerable", "answerable": 0},
         {"image": "VizWiz_val_00000001.jpg", "question": "Which can?", "answers": annotators(ten("the corn", "corn", "soup")),
          "answer_type": "other", "answerable": 1},
     ])
@@ -186,7 +188,7 @@ def ocrbench(folder: Path) -> Path:
         ("HME100k", "HME100K/4.jpg", ["y _ { 2 } = - 1\n"], "Handwritten Mathematical Expression Recognition"),
     ]
     document(folder / "OCRBench" / "OCRBench.json", [
-        {"dataset_name": name, "id": 1, "image_path": image, "question": "what is written in the image?", "answers": answers, "type": kind}
+        {"dataset_name": name, "image_path": image, "question": "what is written in the image?", "answers": answers, "type": kind}
         for name, image, answers, kind in rows
     ])
     for _, image, _, _ in rows:

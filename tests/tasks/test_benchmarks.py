@@ -68,7 +68,8 @@ def test_weights_count_as_repeated_questions(benchmark):
         again = [index for index, times in enumerate(weights) for _ in range(int(times))]
         copies = [again[:place].count(index) for place, index in enumerate(again)]
         # another copy of a picture is another group
-        repeated = [replace(asked[index], group=asked[index].group and f"{asked[index].group}#{copy}") for index, copy in zip(again, copies)]
+        chosen = [asked[index] for index in again]
+        repeated = [replace(q, group=q.group and f"{q.group}#{copy}") for q, copy in zip(chosen, copies)]
         weighted, plain = found.score(asked, answers, weights), found.score(repeated, [answers[index] for index in again])
         for name in {"accuracy"} if found.name == "ocrbench" else plain:  # its points are out of the number of questions
             np.testing.assert_allclose(weighted[name], plain[name], rtol=1e-6, err_msg=name)

@@ -22,7 +22,8 @@ def test_every_task_has_files_and_a_source():
 
 
 def test_whole_files_give_no_finding(tmp_path):
-    published.mme(tmp_path / "MME"), published.gqa(tmp_path / "gqa"), published.mmbench(tmp_path / "mmbench"), published.vizwiz(tmp_path / "vizwiz")
+    for name, folder in (("mme", "MME"), ("gqa", "gqa"), ("mmbench", "mmbench"), ("vizwiz", "vizwiz")):
+        published.WRITERS[name](tmp_path / folder)
     assert found(tmp_path, "mme", "gqa", "mmbench", "vizwiz") == []
 
 
@@ -30,7 +31,8 @@ def test_missing_files_say_where_and_whence(tmp_path):
     assert found(tmp_path, "gqa") == [
         "gqa: ROOT/gqa/data/testdev_balanced_questions.json is missing; get "
         "https://downloads.cs.stanford.edu/nlp/data/gqa/questions1.2.zip (1.4 GB) and unpack it into data/",
-        "gqa: ROOT/gqa/data/images is missing; get https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip (20 GB) and unpack it into data/",
+        "gqa: ROOT/gqa/data/images is missing; get "
+        "https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip (20 GB) and unpack it into data/",
     ]
     both = found(tmp_path, "textvqa")
     assert "or TextVQA_Rosetta_OCR_v0.2_val.json in its place" in both[2]
@@ -77,7 +79,8 @@ def test_checksums(tmp_path):
     assert found(tmp_path, "vqav2") == []
     with zipfile.ZipFile(tmp_path / "vqav2" / "v2_Questions_Val_mscoco.zip", "w") as archive:
         archive.writestr("a", "b")
-    assert "v2_Questions_Val_mscoco.zip is not the published file (its SHA-256 is not e71f6c5c3e97...)" in found(tmp_path, "vqav2")[0]
+    (finding,) = found(tmp_path, "vqav2")
+    assert "v2_Questions_Val_mscoco.zip is not the published file (its SHA-256 is not e71f6c5c3e97...)" in finding
 
 
 def test_a_known_other_version_is_called_that(tmp_path, monkeypatch):
@@ -85,7 +88,8 @@ def test_a_known_other_version_is_called_that(tmp_path, monkeypatch):
     path = home / "coco" / "coco_pope_random.json"
     first = files.FILES["pope"][0]
     digest = files._sha256(path)
-    monkeypatch.setitem(files.FILES, "pope", (files.File(first.path, first.source, sha256="0" * 64, other=((digest, "a later version"),)),))
+    other = files.File(first.path, first.source, sha256="0" * 64, other=((digest, "a later version"),))
+    monkeypatch.setitem(files.FILES, "pope", (other,))
     assert found(tmp_path, "pope") == [f"pope: ROOT/pope/coco/coco_pope_random.json is a later version; {first.get}"]
     monkeypatch.setitem(files.FILES, "pope", (files.File(first.path, first.source, sha256=digest),))
     assert found(tmp_path, "pope") == []
@@ -99,7 +103,8 @@ def test_a_blob_id_is_gits(tmp_path):
 def test_lost_pictures_are_counted(tmp_path):
     home = published.vizwiz(tmp_path / "vizwiz")
     (home / "val" / "VizWiz_val_00000001.jpg").unlink()
-    assert found(tmp_path, "vizwiz") == ["vizwiz: ROOT/vizwiz/val/VizWiz_val_00000001.jpg is missing, the other 1 pictures are there"]
+    lost = "vizwiz: ROOT/vizwiz/val/VizWiz_val_00000001.jpg is missing, the other 1 pictures are there"
+    assert found(tmp_path, "vizwiz") == [lost]
     (home / "val" / "VizWiz_val_00000000.jpg").rename(home / "val" / "other.jpg")
     assert found(tmp_path, "vizwiz") == ["vizwiz: ROOT/vizwiz/val/VizWiz_val_00000000.jpg is missing, and 1 more of 2 pictures"]
 

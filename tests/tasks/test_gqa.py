@@ -33,6 +33,12 @@ def test_bad_files_are_named(tmp_path):
     path.write_text(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"testdev_balanced_questions.json, line 1: not JSON \(.*\); get the file again"):
         gqa.questions(tmp_path)
-    path.write_text(json.dumps({"10": {"question": "Is it?", "answer": "no", "imageId": "n1", "types": {"structural": "verify"}}}))
+    published.document(path, {"10": {"question": "Is it?", "answer": "no", "imageId": "n1", "types": {"structural": "verify"}}})
     with pytest.raises(ValueError, match="questions.json, question 10: no 'semantic'"):
+        gqa.questions(tmp_path)
+    published.document(path, [1])
+    with pytest.raises(ValueError, match="questions.json holds a list where a dict is published"):
+        gqa.questions(tmp_path)
+    path.write_bytes(b'{"10": "caf\xe9"}')
+    with pytest.raises(ValueError, match="questions.json: not UTF-8 text at byte 11"):
         gqa.questions(tmp_path)

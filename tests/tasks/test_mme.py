@@ -51,8 +51,8 @@ def test_floors(folder):
 
 
 @pytest.mark.parametrize("answer, label", [
-    ("Yes", "yes"), ("no.", "no"), ("Oh yes", "other"), ("A yes", "other"), ("a no", "no"), ("NO", "no"), ("", "other"), ("y", "other"),
-    ("noyes", "no"), ("eyes", "yes"),
+    ("Yes", "yes"), ("no.", "no"), ("Oh yes", "other"), ("A yes", "other"), ("a no", "no"), ("NO", "no"), ("", "other"),
+    ("y", "other"), ("noyes", "no"), ("eyes", "yes"),
 ])
 def test_the_first_four_characters_decide(answer, label):
     assert mme.label(answer) == label
@@ -81,7 +81,7 @@ def test_bad_files_are_named(folder):
         mme.questions(folder)
     file.write_text(whole)
     (place / "0002.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"0002.txt has no picture 0002.jpg or .png in .*count; get https://github.com/BradyFU"):
+    with pytest.raises(FileNotFoundError, match=r"0002.txt has no picture 0002.jpg or .png in .*count; get https://github.com/"):
         mme.questions(folder)
     (place / "0001.txt").unlink(), (place / "0002.txt").unlink(), (place / "0001.jpg").unlink(), place.rmdir()
     with pytest.raises(FileNotFoundError, match="subtask count is missing at .*count"):
