@@ -533,8 +533,8 @@ def look(n: int = 36) -> Scenes:
 
 @needs(look, "table-8")
 def overlap(scenes: Scenes, runs: Experiment) -> Verdict:
-    """Kept by both over kept by either, of the 128 tokens with pivots of the largest and of the smallest key norm, mean over 36 scenes,
-    against one half; and the difference of their averages, against one point either way."""
+    """Kept by both over kept by either, of the 128 tokens with pivots of the largest and of the smallest key norm, mean over 36
+    scenes, against one half; and the difference of their averages, against one point either way."""
     shared = spread.overlap(scenes.kept["key-norm-max"][:, None], scenes.kept["key-norm-min"][:, None])
     averages = [at(runs, f"DART pivot=K-norm {end}", 128) for end in ("max (default)", "min")]
     return judge([Check("overlap", spread.mean(shared), below=0.5, unit="%"),
