@@ -713,7 +713,8 @@ def execute(
     out.mkdir(parents=True, exist_ok=True)
     failed = {}
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(dart.__file__).parent.rglob("*.py"))))
-    stored = sorted(str(path) for store in (results.root(), work() / "results") for path in store.glob("*/*/settings.json"))
+    # not what notebooks store in `work()` themselves: the second call would find it and run them all again
+    stored = sorted(str(path) for path in results.root().glob("*/*/settings.json"))
 
     def one(name: str) -> str | None:
         source, target, mark = sources[name], out / f"{name}.ipynb", out / f"{name}.key"
