@@ -21,7 +21,6 @@ import inspect
 import json
 import math
 import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -33,7 +32,7 @@ import torch
 import yaml
 
 import dart
-from dart import bundled, cost, duplication, evaluation, paper, results
+from dart import bundled, cost, duplication, evaluation, paper, results, spread, timing
 from dart.evaluation import Interval
 from dart.methods.dart import PIVOT_RULES
 from dart.reproduction import Experiment, Parameters, Row, targets
@@ -172,12 +171,14 @@ class Check:
         return "fails" if self.found.high < self.above or self.below < self.found.low else "undecided"
 
     def __str__(self) -> str:
-        show = UNITS[self.unit]
+        show, scale = UNITS[self.unit], 100 if self.unit in ("points", "%") else 1
         text = f"{self.what} {show(self.found.value)} {self.unit}".rstrip()
         if self.found.low < self.found.high:
             text += f" [{show(self.found.low)}, {show(self.found.high)}]"
-        ends = [f"{word} {show(end)}" for word, end in (("above", self.above), ("below", self.below)) if math.isfinite(end)]
-        return f"{text}, claimed {' and '.join(ends)}: {self.outcome}"
+        ends = [f"{scale * end:.4g}" for end in (self.above, self.below)]
+        if math.isfinite(self.above) and math.isfinite(self.below):
+            return f"{text}, claimed between {ends[0]} and {ends[1]}: {self.outcome}"
+        return f"{text}, claimed {f'above {ends[0]}' if math.isfinite(self.above) else f'below {ends[1]}'}: {self.outcome}"
 
     def numbers(self) -> dict[str, Any]:
         ends = {name: end for name, end in (("above", self.above), ("below", self.below)) if math.isfinite(end)}
@@ -201,7 +202,7 @@ def judge(checks: Sequence[Check], *, lead: str = "", verdict: str | None = None
         ends = [f(check.found.value for check in checks) for f in (min, max)]
         failing = [check.what for check in checks if check.outcome == "fails"]
         more = f" and {len(failing) - 6} more" if len(failing) > 6 else ""
-        told = f"{holds} of {len(checks)} hold, {outcomes.count('undecided')} are undecided, {fails} fail"
+        told = f"{holds} of {len(checks)} hold, {outcomes.count('undecided')} undecided, {fails} failing"
         told += f" ({'; '.join(failing[:6])}{more})" * bool(failing)
         told += f"; from {show(ends[0])} to {show(ends[1])} {checks[0].unit}."
     return Verdict(verdict, f"{lead} {told}".strip(), {check.what: check.numbers() for check in checks})
@@ -210,13 +211,6 @@ def judge(checks: Sequence[Check], *, lead: str = "", verdict: str | None = None
 def exactly(value: float) -> Interval:
     """A number that is calculated, not sampled."""
     return Interval(float(value), float(value), float(value))
-
-
-def mean(values: np.ndarray) -> Interval:
-    """The mean of one number a scene, with its 95 % interval from a bootstrap over scenes."""
-    values = np.asarray(values, float)
-    drawn = np.random.default_rng(0).choice(values, (1000, len(values))).mean(1)
-    return Average(float(values.mean()), drawn).interval
 
 
 def average(runs: Experiment, row: Row, tasks: Sequence[str] | None = None) -> Average:
@@ -251,16 +245,20 @@ BUDGETS = (192, 128, 64)
 
 @needs("figure-2")
 def random_beats_importance(runs: Experiment) -> Verdict:
-    """Random minus FastV and minus SparseVLM at 64 tokens, task by task, in shares of the unpruned score. Replicates if random is
-    clearly above each of the two on at least a third of the tasks."""
+    """Random minus FastV, minus SparseVLM, and at layer 4, where FastV finds something to read in this model, minus FastV again;
+    64 tokens, task by task, in shares of the unpruned score. Replicates if random is clearly above each of the three on at least
+    a third of the tasks."""
 
-    def check(label: str, task: str) -> Check:
-        return gap(at(runs, "Random", 64, [task]), at(runs, label, 64, [task]), f"random minus {label}, {task}")
+    def check(random: str, label: str, task: str) -> Check:
+        return gap(at(runs, random, 64, [task]), at(runs, label, 64, [task]), f"random minus {label}, {task}")
 
-    checks = {label: [check(label, task) for task in runs.tasks] for label in ("FastV", "SparseVLM")}
-    lost = [sum(check.outcome == "holds" for check in several) for several in checks.values()]
-    lead = f"Random is clearly above FastV on {lost[0]} and above SparseVLM on {lost[1]} of {len(runs.tasks)} tasks."
-    return judge(sum(checks.values(), []), lead=lead, verdict="replicates" if min(lost) >= len(runs.tasks) / 3 else None)
+    pairs = {"FastV": "Random", "SparseVLM": "Random", "FastV, layer 4": "Random, layer 4"}
+    checks = {label: [check(random, label, task) for task in runs.tasks] for label, random in pairs.items()}
+    lost = {label: sum(each.outcome == "holds" for each in several) for label, several in checks.items()}
+    told = ", ".join(f"{label} on {number}" for label, number in lost.items())
+    lead = f"Of {len(runs.tasks)} tasks, random is clearly above {told}."
+    verdict = "replicates" if min(lost.values()) >= len(runs.tasks) / 3 else None
+    return judge(sum(checks.values(), []), lead=lead, verdict=verdict)
 
 
 def _rivals(runs: Experiment, keep: int) -> dict[str, Average]:
@@ -317,10 +315,10 @@ def front(runs: Experiment) -> Verdict:
                   for keep in runs.budgets for row in runs.at(keep) if row.label != "DART"])
 
 
-@needs("figure-2")
+@needs("figure-1")
 def hallucination(runs: Experiment) -> Verdict:
-    """How often "yes" is said to objects that are not there (scene existence, 64 tokens): FastV minus unpruned, FastV minus
-    DART."""
+    """How often "yes" is said to objects that are not there (scene existence, 64 tokens): FastV minus unpruned and minus DART;
+    and at layer 4, where FastV finds something to read in this model, minus unpruned again."""
 
     def false_yes(label: str, keep: int | None) -> Average:
         at(runs, label, keep, ["existence"])
@@ -330,8 +328,9 @@ def hallucination(runs: Experiment) -> Verdict:
         weights = evaluation.resamples(run.questions)[:, absent]
         return Average(float(said.mean()), weights @ said / weights.sum(1))
 
-    theirs = {"unpruned": false_yes("unpruned", None), "DART": false_yes("DART", 64)}
-    return judge([gap(false_yes("FastV", 64), each, f"FastV minus {label}") for label, each in theirs.items()])
+    plain, fastv = false_yes("unpruned", None), false_yes("FastV", 64)
+    late = gap(false_yes("FastV, layer 4", 64), plain, "FastV at layer 4 minus unpruned")
+    return judge([gap(fastv, plain, "FastV minus unpruned"), gap(fastv, false_yes("DART", 64), "FastV minus DART"), late])
 
 
 @needs("table-2")
@@ -458,12 +457,12 @@ class Scenes:
     Attributes
     ----------
     kept : dict of str to array, bool (scenes, 576)
-        By method: the pivot rules at 128 tokens and layer 2; "FastV", "DART" and "random" at 64 tokens and layer 4, where the
-        layer before reads the image.
+        By method: the pivot rules at 128 tokens and layer 2; "FastV", "DART" and "blind" (random) at 64 tokens and layer 4, where
+        the layer before reads the image, and "FastV, 128" there.
     objects : array, bool (scenes, 576)
         Tokens on objects and signs.
     twin : dict of str to array, (scenes,)
-        For these three, mean over kept tokens of the cosine with the most similar other kept token.
+        For the three at 64 tokens, mean over kept tokens of the cosine with the most similar other kept token.
     radius, promised : array, (scenes,)
         Distance of the worst served image token from what DART keeps (64, layer 2), and what Lemma 2 promises.
     """
@@ -489,13 +488,19 @@ class _Look(dart.Method):
         return view.image_mask
 
 
-def look(n: int = 48) -> Scenes:
+def _pictures(n: int) -> list:
+    """Questions of the existence task about `n` different scenes."""
+    return list({question.picture_key: question for question in evaluation.asked_of("existence")}.values())[:n]
+
+
+def look(n: int = 36) -> Scenes:
     """Look at `n` scenes of the existence task through the bundled model."""
-    asked = list({question.picture_key: question for question in evaluation.find_task("existence").questions()}.values())[:n]
+    asked = _pictures(n)
     rules = {rule: dart.DART(128, pivot_rule=rule) for rule in PIVOT_RULES}
-    late = {"FastV": dart.FastV(64, layer=4), "DART": dart.DART(64, layer=4), "random": dart.Random(64, layer=4)}
-    kept = {name: [] for name in (*rules, *late)}
+    late = {"FastV": dart.FastV(64, layer=4), "DART": dart.DART(64, layer=4), "blind": dart.Random(64, layer=4)}
     twin = {name: [] for name in late}
+    late["FastV, 128"] = dart.FastV(128, layer=4)
+    kept = {name: [] for name in (*rules, *late)}
     radius, promised = [], []
 
     def note(view: dart.View) -> None:
@@ -513,8 +518,8 @@ def look(n: int = 48) -> Scenes:
             radius.append(duplication.coverage_radius(states, mask))
             promised.append(duplication.paper_bound(epsilon, states.norm(dim=-1).amax(1)))
         else:
-            for name, mask in stays.items():
-                chosen = states[mask].view(rows, 64, -1)
+            for name in twin:
+                chosen = states[stays[name]].view(rows, 64, -1)
                 twin[name].append((duplication.cosine(chosen, chosen) - 2 * torch.eye(64)).amax(2).mean(1))
 
     model, processor = bundled.load()
@@ -528,48 +533,51 @@ def look(n: int = 48) -> Scenes:
 
 @needs(look, "table-8")
 def overlap(scenes: Scenes, runs: Experiment) -> Verdict:
-    """The share of 128 tokens that pivots of the largest and of the smallest key norm both keep, mean over 48 scenes, against one
-    half; and the difference of their averages, against one point either way."""
-    most, least = scenes.kept["key-norm-max"], scenes.kept["key-norm-min"]
+    """Kept by both over kept by either, of the 128 tokens with pivots of the largest and of the smallest key norm, mean over 36
+    scenes, against one half; and the difference of their averages, against one point either way."""
+    shared = spread.overlap(scenes.kept["key-norm-max"][:, None], scenes.kept["key-norm-min"][:, None])
     averages = [at(runs, f"DART pivot=K-norm {end}", 128) for end in ("max (default)", "min")]
-    return judge([Check("overlap", mean((most & least).sum(1) / most.sum(1)), below=0.5, unit="%"),
+    return judge([Check("overlap", spread.mean(shared), below=0.5, unit="%"),
                   gap(*averages, "largest minus smallest", above=-0.01, below=0.01)])
 
 
 @needs(look)
 def scattered(scenes: Scenes) -> Verdict:
-    """The picture cut into 36 blocks of 4 x 4 tokens: how many are touched by the 128 tokens that each rule keeps, against three
-    quarters of what a blind draw of 128 touches; 48 scenes."""
+    """The picture cut into 36 blocks of 4 x 4 tokens: the share that is touched by the 128 tokens that each rule keeps, minus the
+    share that those of FastV touch (layer 4), which the paper calls clustered; 36 scenes."""
     blind = 1 - math.comb(560, 128) / math.comb(576, 128)
-    touched = {rule: scenes.kept[rule].reshape(-1, 6, 4, 6, 4).any((2, 4)).mean((1, 2)) for rule in PIVOT_RULES}
-    checks = [Check(rule, mean(share / blind), above=0.75, unit="%") for rule, share in touched.items()]
-    return judge(checks, lead="In shares of a blind draw:")
+    names = (*PIVOT_RULES, "FastV, 128")
+    touched = {name: scenes.kept[name].reshape(-1, 6, 4, 6, 4).any((2, 4)).mean((1, 2)) for name in names}
+    checks = [Check(f"{rule} minus FastV", spread.mean(touched[rule] - touched["FastV, 128"]), above=0) for rule in PIVOT_RULES]
+    shares = [touched[name].mean() for name in names]
+    ours = f"{min(shares[:-1]):.0%} to {max(shares[:-1]):.0%}"
+    return judge(checks, lead=f"Touched by DART {ours}, by FastV {shares[-1]:.0%}, by a blind draw {blind:.0%}.")
 
 
 @needs(look)
 def position_bias(scenes: Scenes) -> Verdict:
-    """FastV's 64 tokens at layer 4 in 48 scenes. Late: their mean place in the sequence (0 first, 1 last) minus that of tokens on
+    """FastV's 64 tokens at layer 4 in 36 scenes. Late: their mean place in the sequence (0 first, 1 last) minus that of tokens on
     objects. Whatever they show: the share of the budget in the tenth of places that FastV favours in the first half of the
     scenes, minus the share of the objects there, both in the other half."""
     place, half = np.arange(576) / 575, len(scenes.objects) // 2
     kept, objects = (mask / mask.sum(1, keepdims=True) for mask in (scenes.kept["FastV"], scenes.objects))
     favoured = kept[:half].mean(0).argsort()[-58:]
     habit = (kept - objects)[half:, favoured].sum(1)
-    return judge([Check("late: place minus place of objects", mean((kept - objects) @ place), above=0, unit=""),
-                  Check("habit: budget in favoured places minus objects there", mean(habit), above=0)])
+    return judge([Check("late: place minus place of objects", spread.mean((kept - objects) @ place), above=0, unit=""),
+                  Check("habit: budget in favoured places minus objects there", spread.mean(habit), above=0)])
 
 
 @needs(look)
 def static_importance(scenes: Scenes) -> Verdict:
-    """Cosine of a kept token with its most similar kept token, mean over 64 tokens at layer 4 and 48 scenes: FastV's minus
+    """Cosine of a kept token with its most similar kept token, mean over 64 tokens at layer 4 and 36 scenes: FastV's minus
     DART's, and minus that of a blind draw, which does not look for duplicates either way."""
-    ours = scenes.twin["FastV"]
-    return judge([Check(f"FastV minus {name}", mean(ours - scenes.twin[name]), above=0, unit="") for name in ("DART", "random")])
+    more = {name: spread.mean(scenes.twin["FastV"] - scenes.twin[name]) for name in ("DART", "blind")}
+    return judge([Check(f"FastV minus {name}", found, above=0, unit="") for name, found in more.items()])
 
 
 @needs(look)
 def bound(scenes: Scenes) -> Verdict:
-    """The share of 48 scenes in which the worst served token lies within what the lemmas promise (DART, 64 tokens, layer 2); and
+    """The share of 36 scenes in which the worst served token lies within what the lemmas promise (DART, 64 tokens, layer 2); and
     two tokens of one direction, one ten times as long: their distance minus what is promised for them."""
     tokens, kept = torch.tensor([[1.0, 0.0], [0.1, 0.0]]), torch.tensor([True, False])
     promised = duplication.paper_bound(duplication.epsilon_per_pivot(tokens, tokens[:1], kept), 1.0)
@@ -588,7 +596,7 @@ class Kernels:
     without: bool
 
 
-def ask_two_kernels(n: int = 24) -> Kernels:
+def ask_two_kernels(n: int = 12) -> Kernels:
     """Ask `n` questions of the attributes task under both kernels, with 64 tokens."""
     methods = {"DART": dart.DART(64), "FastV": dart.FastV(64, layer=4)}
     asked, said, alike = evaluation.asked_of("attributes", n), {}, []
@@ -598,8 +606,8 @@ def ask_two_kernels(n: int = 24) -> Kernels:
 
     for kernel in ("sdpa", "eager"):
         model, processor = bundled.load(attn_implementation=kernel)
-        said[kernel] = dict(zip(methods, evaluation.answer(model, processor, asked, list(methods.values()), tokens=4)))
-        evaluation.answer(model, processor, asked[:4], [_Look(note)], tokens=1)
+        said[kernel] = dict(zip(methods, evaluation.answer(model, processor, asked, list(methods.values()), tokens=2)))
+        evaluation.answer(model, processor, asked[:2], [_Look(note)], tokens=1)
     return Kernels(said["sdpa"], said["eager"], all(alike))
 
 
@@ -609,7 +617,7 @@ def _same(kernels: Kernels, method: str) -> Interval:
 
 @needs(ask_two_kernels)
 def efficient_attention(kernels: Kernels) -> Verdict:
-    """The share of 24 answers that are the same under sdpa and under eager attention, and whether DART chooses alike when there
+    """The share of 12 answers that are the same under sdpa and under eager attention, and whether DART chooses alike when there
     is no attention to read."""
     return judge([Check("same answers", _same(kernels, "DART"), above=0.99, unit="%"),
                   Check("same choice without attention", exactly(kernels.without), above=0.99, unit="%")])
@@ -617,7 +625,7 @@ def efficient_attention(kernels: Kernels) -> Verdict:
 
 @needs(ask_two_kernels)
 def importance_needs_map(kernels: Kernels) -> Verdict:
-    """The share of 24 answers that are the same under sdpa and under eager attention with FastV, whose row of attention is
+    """The share of 12 answers that are the same under sdpa and under eager attention with FastV, whose row of attention is
     recomputed here from queries and keys. The claim holds if efficient attention changes FastV's answers."""
     return judge([Check("FastV, same answers", _same(kernels, "FastV"), below=0.99, unit="%")])
 
@@ -625,85 +633,70 @@ def importance_needs_map(kernels: Kernels) -> Verdict:
 # ------------------------------------------------------------------------------------------------ cost
 
 
-@dataclass
-class Times:
-    """Seconds, one number a turn: of reading and answering a prompt (vision tower included), of reading it alone (decoder only),
-    each unpruned and with DART; of choosing the tokens."""
-
-    whole: np.ndarray
-    whole_pruned: np.ndarray
-    reading: np.ndarray
-    reading_pruned: np.ndarray
-    choosing: np.ndarray
-
-
 DEVICE = f"{platform.machine()} CPU"
 
 
-def clock(repeats: int = 5) -> Times:
-    """Time the bundled model on five pictures (2880 image tokens, the paper's length) with and without DART (320), taking turns;
-    and DART's choice on random states of the paper's shape. On the CPU, after one unmeasured turn."""
+def clock(rounds: int = 3) -> dict[str, np.ndarray]:
+    """Seconds on the CPU, float64 (rounds,), taking turns: the bundled model with three pictures (1728 image tokens), "whole"
+    with vision tower and answer and "reading" of the prompt alone, each plain and with one token in nine kept by DART, as in the
+    paper; and "choosing", DART's choice on random states of the paper's shape.
+    """
     model, processor = bundled.load()
-    asked = list({question.picture_key: question for question in evaluation.find_task("existence").questions()}.values())[:5]
-    text = "<image>" * 4 + bundled.prompt(asked[0].text)
+    asked = _pictures(3)
+    text = "<image>" * 2 + bundled.prompt(asked[0].text)
     inputs = processor(text=[text], images=[question.picture() for question in asked], return_tensors="pt")
     generator = torch.Generator().manual_seed(0)
     hidden, keys = torch.randn(1, 2940, 4096, generator=generator), torch.randn(1, 32, 2940, 128, generator=generator)
     image = torch.zeros(1, 2940, dtype=torch.bool)
     image[:, 35:2915] = True
-    found = {each.name: [] for each in fields(Times)}
-
-    def seconds(work: Callable[[], Any]) -> float:
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
-
     with torch.inference_mode():
         features = model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True).pooler_output
-        answering = partial(model.generate, **inputs, max_new_tokens=8, do_sample=False)
-        reading = partial(model, **inputs, logits_to_keep=1)
-        for _ in range(repeats + 1):
-            found["whole"].append(seconds(answering))
-            with dart.prune(model, dart.DART(320)):
-                found["whole_pruned"].append(seconds(answering))
-            with evaluation.given_features(model, features):
-                found["reading"].append(seconds(reading))
-                with dart.prune(model, dart.DART(320)):
-                    found["reading_pruned"].append(seconds(reading))
-            found["choosing"].append(seconds(lambda: dart_keep(hidden, keys, image, keep=320)))
-    return Times(**{name: np.array(several[1:]) for name, several in found.items()})
+
+    def answer() -> None:
+        model.generate(**inputs, max_new_tokens=8, do_sample=False)
+
+    def read_prompt() -> None:
+        with evaluation.given_features(model, features), torch.inference_mode():
+            model(**inputs, logits_to_keep=1)
+
+    def pruned(call: Callable[[], None]) -> None:
+        with dart.prune(model, dart.DART(192)):
+            call()
+
+    calls = {"whole": answer, "reading": read_prompt}
+    calls |= {f"{what}, pruned": partial(pruned, call) for what, call in calls.items()}
+    return timing.interleaved({**calls, "choosing": partial(dart_keep, hidden, keys, image, keep=320)}, rounds)
 
 
 def _range(values: np.ndarray) -> Interval:
     return Interval(float(np.median(values)), float(values.min()), float(values.max()))
 
 
-def _speed(what: str, plain: np.ndarray, pruned: np.ndarray, claimed: float) -> Verdict:
-    found = _range(plain / pruned)
-    checks = [Check(what, found, above=1, unit="times"), Check(f"{what} (the paper's)", found, above=claimed, unit="times")]
-    return judge(checks, lead=f"On {DEVICE}, the bundled model, median and range of {len(plain)} turns:")
+def _speed(times: dict[str, np.ndarray], what: str, claimed: float) -> Verdict:
+    found = _range(times[what] / times[f"{what}, pruned"])
+    checks = [Check("speed-up", found, above=1, unit="times"), Check("as in the paper", found, above=claimed, unit="times")]
+    return judge(checks, lead=f"On {DEVICE}, the bundled model, median and range of {len(times[what])} turns:")
 
 
 @needs(clock)
-def total_speed(times: Times) -> Verdict:
-    """Seconds of reading and answering a prompt of 2880 image tokens unpruned, over those with 320 of them: whether faster at
+def total_speed(times: dict[str, np.ndarray]) -> Verdict:
+    """Seconds of reading and answering a prompt of 1728 image tokens unpruned, over those with 192 of them: whether faster at
     all, and whether as much as in the paper."""
-    return _speed("speed-up", times.whole, times.whole_pruned, paper.headline()["total_speedup"])
+    return _speed(times, "whole", paper.headline()["total_speedup"])
 
 
 @needs(clock)
-def prefill_speed(times: Times) -> Verdict:
+def prefill_speed(times: dict[str, np.ndarray]) -> Verdict:
     """Seconds of reading the same prompt, image features given, unpruned over pruned: whether faster at all, and whether as much
     as in the paper."""
-    return _speed("speed-up of reading", times.reading, times.reading_pruned, paper.headline()["prefill_speedup"])
+    return _speed(times, "reading", paper.headline()["prefill_speedup"])
 
 
 @needs(clock)
-def selection_time(times: Times) -> Verdict:
+def selection_time(times: dict[str, np.ndarray]) -> Verdict:
     """Seconds of choosing 320 of 2880 tokens from states of 4096 and keys of 32 heads, float32."""
-    most = paper.headline()["pruning_overhead_seconds_max"]
-    checks = [Check("choosing", _range(times.choosing), below=most, unit="s")]
-    return judge(checks, lead=f"On {DEVICE}, median and range of {len(times.choosing)} turns:")
+    checks = [Check("choosing", _range(times["choosing"]), below=paper.headline()["pruning_overhead_seconds_max"], unit="s")]
+    return judge(checks, lead=f"On {DEVICE}, median and range of {len(times['choosing'])} turns:")
 
 
 @needs()

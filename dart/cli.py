@@ -102,7 +102,7 @@ def evaluate(given: argparse.Namespace) -> None:
                 raise
             refused.append(f"not run: {name} at {keep}: {reason}")
     options = {"processor": processor, "folder": given.out, "limit": given.limit, "batch": given.batch}
-    records = [evaluation.sweep(model, methods, task.name, **options) for task in found]
+    records = [evaluation.sweep(model, methods, task.name, tokens=getattr(task, "tokens", 8), **options) for task in found]
     if given.store:
         for record in (record for column in records for record in column):
             results.keep(record)

@@ -199,12 +199,13 @@ def draw_curves(experiment, curves, *, xlabel, tasks=None, levels=None, log=Fals
             numbers = sorted({x for rows in curves.values() for x in rows})
             ax.set_xticks(numbers, [f"{x:g}" for x in numbers])
             ax.minorticks_off()
+        else:
+            ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     for ax in axes[:, 0]:
         ax.set_ylabel("% of unpruned")
     for number in range(columns):                           # the lowest panel of each column; those below are empty
-        ax = axes.flat[max(range(number, len(panels), columns))]
-        ax.set_xlabel(xlabel)
-        ax.tick_params(labelbottom=True)
+        axes.flat[max(range(number, len(panels), columns))].tick_params(labelbottom=True)
+    figure.supxlabel(xlabel, fontsize="medium")
     _one_legend(figure, axes)
     return figure
 

@@ -73,7 +73,7 @@ TASKS = {
     "VizWiz": "vizwiz",
     "OCRBench": "ocrbench",
 }
-BUNDLED_TASKS = (*scenes.TASKS, "easy-vqa")
+BUNDLED_TASKS = tuple(scenes.TASKS)                      # easy-VQA has one large shape a picture, which is no clutter to prune
 BUNDLED_TOKENS = 576
 
 
@@ -111,7 +111,7 @@ class Target:
     rows: Callable[[], list[Row]]
     tasks: tuple[str, ...] = BUNDLED_TASKS
     paper_tasks: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0,)
 
 
 def _of_table(name: str, *added: str) -> Callable[[], list[Row]]:
@@ -161,8 +161,8 @@ def _every_method() -> list[Row]:
     return _plain(*rows, *late)()
 
 
-PIVOTS = ((1, 0), (1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (32, 32))
-LAYERS = (0, 1, 2, 3, 4, 5, 6, 7)
+PIVOTS = ((1, 0), (1, 1), (2, 2), (4, 4), (16, 16), (32, 32))
+LAYERS = (1, 2, 3, 4, 5, 6, 7)
 
 
 def _columns(name: str) -> tuple[str, ...]:
@@ -180,7 +180,7 @@ def targets() -> dict[str, Target]:
         "table-5": Target("Table 5", "openbmb/MiniCPM-V-2_6", _of_table("table5", "Random"), paper_tasks=_columns("table5")),
         "table-6": Target("Table 6", "LanguageBind/Video-LLaVA-7B-hf", _videos, ("videos",), seeds=(0,)),
         "table-7": Target("Table 7", "Qwen/Qwen2-VL-72B-Instruct", _of_table("table7", "Random"), paper_tasks=_columns("table7")),
-        "table-8": Target("Table 8", llava, _of_table("table8", "Random"), paper_tasks=_columns("table8"), seeds=(0, 1, 2, 3, 4)),
+        "table-8": Target("Table 8", llava, _of_table("table8"), paper_tasks=_columns("table8"), seeds=(0, 1, 2, 3, 4)),
         "table-9": Target("Table 9", "llava-hf/llava-1.5-13b-hf", _of_table("table9", "Random"), paper_tasks=_columns("table9")),
         "figure-1": Target(
             "Figure 1", llava,
@@ -206,7 +206,7 @@ def targets() -> dict[str, Target]:
         ),
         "figure-6": Target(
             "Figure 6", llava,
-            _plain(*((f"layer {layer}", f"dart:layer={layer}", 64) for layer in LAYERS if layer),
+            _plain(*((f"layer {layer}", f"dart:layer={layer}", 64) for layer in LAYERS),
                    *((f"none from layer {layer}", f"random:layer={layer}", 0) for layer in LAYERS)),
             ("existence", "relations", "reading"), ("pope", "mme", "textvqa"), seeds=(0,),
         ),
@@ -536,7 +536,7 @@ class Experiment:
         return (
             f"Scale {self.parameters.scale}; model {found[0].settings['model']} (weights {found[0].settings['weights']}, {found[0].settings['dtype']}); "
             f"device {several['device']}, torch {several['torch']}, transformers {several['transformers']}; "
-            f"{', '.join(f'{task} {n}' for task, n in asked.items())} questions; {len(found)} runs"
+            f"{', '.join(f'{task} {n}' for task, n in asked.items())} questions; seeds of methods that draw {', '.join(map(str, self.seeds))}; {len(found)} runs"
             + (f", {len(self.older)} of them by older code" if self.older else "")
             + (f"; {missing} not run" if missing else "")
             + "."
@@ -588,13 +588,19 @@ def work() -> Path:
 
 def _read(model, methods: Sequence[dart.Method | None], task: str, limit: int | None) -> dict[dart.Method | None, Stored | None]:
     stores = (None, work() / "results")
-    return {m: results.lookup(settings, stores) for m, settings in zip(methods, evaluation.settings_of(model, methods, task, limit))}
+    known = evaluation.settings_of(model, methods, task, limit, _tokens(task))
+    return {method: results.lookup(settings, stores) for method, settings in zip(methods, known)}
+
+
+def _tokens(task: str) -> int:
+    """Longest answer: as the published scripts have it, and eight for tasks of our own, whose answers are words."""
+    return getattr(evaluation.find_task(task), "tokens", 8)
 
 
 def _make(model, processor, methods, task, limit, *, folder=None, store=None, progress=True) -> dict[dart.Method | None, Stored]:
     folder = folder or work() / "eval"
     store = store or work() / "results"
-    options = {"processor": processor, "folder": folder, "limit": limit, "batch": 32, "progress": progress}
+    options = {"processor": processor, "folder": folder, "limit": limit, "batch": 32, "progress": progress, "tokens": _tokens(task)}
     records = evaluation.sweep(model, methods, task, **options)
     return {method: results.load(results.keep(record, store)) for method, record in zip(methods, records)}
 
