@@ -281,7 +281,8 @@ def _one_legend(figure, axes) -> None:
         for handle, label in zip(*ax.get_legend_handles_labels()):
             handles.setdefault(label, handle)
     if handles:
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 5), fontsize=9)
+        # above, for below it would lie on the common label
+        figure.legend(handles.values(), handles, loc="outside upper center", ncols=min(len(handles), 5), fontsize=9)
 
 
 def _as_rgb(image) -> np.ndarray:
