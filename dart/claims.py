@@ -331,7 +331,8 @@ def hallucination(runs: Experiment) -> Verdict:
         weights = evaluation.resamples(run.questions)[:, absent]
         return Average(float(said.mean()), weights @ said / weights.sum(1))
 
-    found = {label: false_yes(label, 64 if label != "unpruned" else None) for label in ("unpruned", "DART", "FastV", "FastV, layer 4")}
+    found = {label: false_yes(label, 64) for label in ("DART", "FastV", "FastV, layer 4")}
+    found["unpruned"] = false_yes("unpruned", None)
     pairs = (("FastV", "unpruned"), ("FastV", "DART"), ("FastV, layer 4", "unpruned"))
     lead = f"To what is not there yes is said by {', '.join(f'{label} in {share.value:.1%}' for label, share in found.items())}."
     return judge([gap(found[one], found[other], f"{one} minus {other}") for one, other in pairs], lead=lead.replace("%", " %"))

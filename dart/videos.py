@@ -102,7 +102,9 @@ def _free_walk(thing: Thing, others: Sequence[Sequence[Thing | Sign]], dice: Dic
     for _ in range(60):
         dx, dy = (dice.between(2, SIZE - thing.size - 2) - start for start in (thing.x, thing.y))
         steps = [replace(thing, x=thing.x + round(dx * at / last), y=thing.y + round(dy * at / last)) for at in range(last + 1)]
-        if max(abs(dx), abs(dy)) >= STEP * last and all(_apart(step, other) for step, there in zip(steps, others) for other in there):
+        if max(abs(dx), abs(dy)) >= STEP * last and all(
+            _apart(step, other) for step, there in zip(steps, others) for other in there
+        ):
             return tuple(steps)
     return None
 
@@ -183,7 +185,9 @@ def ask_relation(video: Video, dice: Dice) -> Question | None:
         (one, two)
         for one in walks
         for two in walks
-        if one != two and (one in video.movers or two in video.movers) and (holds(one, two) if answer == "yes" else holds(two, one))
+        if one != two
+        and (one in video.movers or two in video.movers)
+        and (holds(one, two) if answer == "yes" else holds(two, one))
     ]
     if not able:
         return None
