@@ -113,7 +113,8 @@ WORLDS = {
     "best_average": ([("table-1", {"DART": 0.9}, 0.5)], [("table-1", {"DART": 0.5}, 0.9)]),
     "retention": ([("table-1", {"DART": 1.0}, 0.5)], [("table-1", {"DART": 0.5}, 0.5)]),
     "margin": ([("table-1", {"DART": 0.9}, 0.5)], [("table-1", {"DART": 0.5}, 0.9)]),
-    "every_budget": ([("table-4", {"DART": 0.9}, 0.5)], [("table-4", {"DART": 0.5}, 0.9)]),
+    "every_budget": ([("table-4", {"DART": 0.9}, 0.5), ("every-method-on-the-small-model", {"DART, layer 4": 0.9}, 0.5)],
+                     [("table-4", {"DART": 0.5}, 0.9), ("every-method-on-the-small-model", {"DART, layer 4": 0.5}, 0.9)]),
     "video": ([("table-6", {"DART": 0.9}, 0.5)], [("table-6", {"DART": 0.5}, 0.9)]),  # on pictures here: scores are scores
     "front": ([("figure-4", {"DART": 0.9}, 0.5)], [("figure-4", {"DART": 0.5}, 0.9)]),
     "hallucination": ([("figure-1", {"FastV": 0.3, "FastV, layer 4": 0.3}, 0.9, "existence")],
