@@ -80,7 +80,7 @@ def test_a_range_with_two_ends_and_numbers_that_are_calculated():
 
 
 def test_the_sentence_tells_each_of_a_few_and_counts_many():
-    assert claims.judge([IN]).sentence == "in +2.0 points [+1.0, +3.0], claimed above 0: holds."
+    assert claims.judge([IN]).sentence == "In +2.0 points [+1.0, +3.0], claimed above 0: holds."
     many = claims.judge([IN] * 4 + [OUT, ASTRIDE])
     assert many.sentence == "4 of 6 hold, 1 undecided, 1 failing (out); from -2.0 to +2.0 points."
     numbers = {"value": -0.02, "low": -0.03, "high": -0.01, "above": 0, "unit": "points", "outcome": "fails"}
@@ -113,7 +113,8 @@ WORLDS = {
     "best_average": ([("table-1", {"DART": 0.9}, 0.5)], [("table-1", {"DART": 0.5}, 0.9)]),
     "retention": ([("table-1", {"DART": 1.0}, 0.5)], [("table-1", {"DART": 0.5}, 0.5)]),
     "margin": ([("table-1", {"DART": 0.9}, 0.5)], [("table-1", {"DART": 0.5}, 0.9)]),
-    "every_budget": ([("table-4", {"DART": 0.9}, 0.5)], [("table-4", {"DART": 0.5}, 0.9)]),
+    "every_budget": ([("table-4", {"DART": 0.9}, 0.5), ("every-method-on-the-small-model", {"DART, layer 4": 0.9}, 0.5)],
+                     [("table-4", {"DART": 0.5}, 0.9), ("every-method-on-the-small-model", {"DART, layer 4": 0.5}, 0.9)]),
     "video": ([("table-6", {"DART": 0.9}, 0.5)], [("table-6", {"DART": 0.5}, 0.9)]),  # on pictures here: scores are scores
     "front": ([("figure-4", {"DART": 0.9}, 0.5)], [("figure-4", {"DART": 0.5}, 0.9)]),
     "hallucination": ([("figure-1", {"FastV": 0.3, "FastV, layer 4": 0.3}, 0.9, "existence")],
@@ -143,7 +144,7 @@ def test_a_planted_reversal_turns_the_verdict(name):
 
 def test_what_cannot_be_told_apart_is_called_undecided():
     told = claims.pivot_modality(planted("figure-7", {}, 0.9))
-    assert told.verdict == "partly" and told.sentence.count("undecided") == 2
+    assert told.verdict == "partly" and told.sentence.startswith("Undecided: both") and told.sentence.count("undecided") == 2
 
 
 def test_every_test_of_stored_runs_is_planted():
