@@ -391,9 +391,11 @@ class _Seen:
         before = {number - 1 for look in looks if look for number in look if number}
         hooks = [self.layers[number].register_forward_hook(partial(self._note, number)) for number in before]
         first = sorted(set(sources))
-        features = model.get_image_features(pixel_values=inputs["pixel_values"][first], return_dict=True).pooler_output
-        for hook in hooks:
-            hook.remove()
+        try:
+            features = model.get_image_features(pixel_values=inputs["pixel_values"][first], return_dict=True).pooler_output
+        finally:
+            for hook in hooks:
+                hook.remove()
         index = [first.index(source) for source in sources]
         self.features = [features[row] for row in index]
         self.states = {number: states[index] for number, states in self.states.items()}
