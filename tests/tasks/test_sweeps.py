@@ -1,6 +1,8 @@
 """Sweeps that meet something bad: nothing answered is lost, nothing is passed over in silence, and the parts of processes join."""
 
 import json
+import pickle
+import threading
 from types import SimpleNamespace
 
 import published
@@ -180,3 +182,81 @@ def test_parts_of_processes_join_whatever_their_number(asked, pope, tmp_path):
     assert sum(map(len, asked.calls)) == 3
     assert indices(again) == list(range(9)) and again.answers == record.answers
     assert [path.name for path in record.folder.glob("predictions*")] == ["predictions.jsonl"]
+
+
+class Together:
+    """Two processes played by two threads: what one gathers waits for the other."""
+
+    def __init__(self, index, barrier, things):
+        self.index, self.count, self.main, self.barrier, self.things = index, 2, index == 0, barrier, things
+
+    def gather(self, thing):
+        self.things[self.index] = pickle.dumps(thing)       # what goes to another process is a copy
+        self.barrier.wait(10)
+        gathered = [pickle.loads(each) for each in self.things]
+        self.barrier.wait(10)
+        return gathered
+
+
+def in_two(monkeypatch, work):
+    """What `work()` gives in each of two processes."""
+    barrier, things, found = threading.Barrier(2), [None, None], {}
+    mine = threading.local()
+
+    def one(index):
+        mine.processes = Together(index, barrier, things)
+        try:
+            found[index] = work()
+        except Exception as reason:
+            found[index] = reason
+            barrier.abort()                                 # as the launcher ends all when one fails
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "Processes", lambda: mine.processes)
+        threads = [threading.Thread(target=one, args=(index,)) for index in (0, 1)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("batch", [2, 4, 9])
+def test_two_processes_share_the_batches_of_one(asked, pope, tmp_path, monkeypatch, batch):
+    alone = sweep(tmp_path / "alone", batch=batch)
+    batches = sorted(asked.calls)
+    asked.calls.clear()
+    first, second = in_two(monkeypatch, lambda: sweep(tmp_path / "two", batch=batch))
+    assert sorted(asked.calls) == batches, "each batch once, and as one process has it"
+    for one, other, record in zip(first, second, alone):
+        assert one.answers == other.answers == record.answers and str(one.metrics) == str(other.metrics) == str(record.metrics)
+        assert indices(one) == list(range(9))
+        for name in ("predictions.jsonl", "metrics.json", "settings.json"):
+            assert (one.folder / name).read_text() == (record.folder / name).read_text()
+        assert one.environment["answered"] == 18 and not list(one.folder.glob("predictions-*"))
+
+
+def test_two_processes_need_no_folder(asked, pope, monkeypatch):
+    first, second = in_two(monkeypatch, lambda: sweep(batch=2))
+    assert first[0].answers == second[0].answers == sweep(batch=2)[0].answers
+
+
+def test_what_two_processes_answered_before_one_failed_is_kept(asked, pope, tmp_path, monkeypatch):
+    picture = pope / "val2014" / "COCO_val2014_000000000002.jpg"
+    whole = picture.read_bytes()
+    picture.write_bytes(b"")
+    stopped = in_two(monkeypatch, lambda: sweep(tmp_path, batch=1))
+    assert any(isinstance(each, evaluation.Stopped) for each in stopped)
+    kept = [json.loads(line)["index"] for path in tmp_path.glob("pope/unpruned-*/predictions*.jsonl") for line in path.open()]
+    assert len(kept) >= 1 and len(set(kept)) == len(kept)
+    picture.write_bytes(whole)
+    asked.calls.clear()
+    first, _ = in_two(monkeypatch, lambda: sweep(tmp_path, batch=1))
+    assert len(asked.calls) == 9 - len(kept) and indices(first[0]) == list(range(9))
+
+
+def test_two_processes_leave_out_the_same_questions(asked, pope, tmp_path, monkeypatch):
+    (pope / "val2014" / "COCO_val2014_000000000002.jpg").unlink()
+    with pytest.warns(UserWarning, match="left out"):
+        first, second = in_two(monkeypatch, lambda: sweep(tmp_path, batch=1, skip_bad=True))
+    assert [each.split(":")[0] for each in first[0].environment["skipped"]] == [f"pope, question {number}" for number in (3, 6, 9)]
+    assert first[0].environment["skipped"] == second[0].environment["skipped"]
+    assert len(first[0].answers) == len(second[0].answers) == 6
