@@ -71,6 +71,7 @@ def test_exact_budgets_stay_exact():
     ("--max-num-trunction 128 --keep 64", "--max-num-trunction 128 is a released budget and --keep 64 an exact one; give one of them"),
     ("--reduction-ratio 0.9 --budget flops", "--reduction-ratio 0.9 says itself what stays; leave --budget flops out"),
     ("--reduction-ratio 0.9 --methods dart fastv tome", "is a budget of dart only, not of fastv, tome; give --keep N"),
+    ("--reduction-ratio 0.9 --methods unpruned", "is a budget of dart, which --methods unpruned leaves out"),
     ("--reduction-ratio 90", "--reduction-ratio 90.0; it is the fraction that goes, give 0 to 1"),
     ("--max-num-trunction -1", "--max-num-trunction -1; give 0 or more"),
     ("--max-num-trunction 8 --methods dart:per_pivot=2", "give exactly one of keep, per_pivot"),
