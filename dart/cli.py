@@ -171,6 +171,8 @@ def check_choice(given: argparse.Namespace) -> None:
     others = [name for name in given.methods or () if name.partition(":")[0] not in ("unpruned", "dart")]
     if others:
         raise ValueError(f"{said} is a budget of dart only, not of {', '.join(others)}; give --keep N for these")
+    if given.methods and set(given.methods) == {"unpruned"}:
+        raise ValueError(f"{said} is a budget of dart, which --methods unpruned leaves out; give --methods unpruned dart")
     if given.reduction_ratio is not None and not 0 <= given.reduction_ratio <= 1:
         raise ValueError(f"--reduction-ratio {given.reduction_ratio}; it is the fraction that goes, give 0 to 1")
     if given.max_num_trunction is not None and given.max_num_trunction < 0:
@@ -310,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return given.run(given) or 0
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        # what stops one process alone is said by that one, all else by the first
-        if isinstance(error, evaluation.Stopped) or evaluation.Processes().main:
-            print(f"dart: {error}", file=sys.stderr)
+        # each process says so, for the launcher ends the others as soon as one has failed
+        processes = evaluation.Processes()
+        print(f"dart{'' if processes.main else f' (process {processes.index})'}: {error}", file=sys.stderr)
         return 2
