@@ -51,8 +51,9 @@ SHAPES = {
     "qwen2.5-vl-7b": dict(
         model_type="qwen2_5_vl", text_config={**_QWEN2_7B, "model_type": "qwen2_5_vl_text"},
         vision_config=dict(
-            model_type="qwen2_5_vl_vision", depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584,
-            patch_size=14, spatial_merge_size=2, temporal_patch_size=2, window_size=112, fullatt_block_indexes=[7, 15, 23, 31],
+            model_type="qwen2_5_vl_vision", depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16,
+            out_hidden_size=3584, patch_size=14, spatial_merge_size=2, temporal_patch_size=2, window_size=112,
+            fullatt_block_indexes=[7, 15, 23, 31],
         ),
     ),
     "qwen3-vl-8b": dict(
@@ -73,10 +74,11 @@ SHAPES = {
         text_config={**_QWEN2_TEXT, "vocab_size": 152000}, image_token_index=151646, video_token_index=151647,
     ),
     "internvl3-8b": dict(
-        model_type="internvl", text_config={**_QWEN2_TEXT, "vocab_size": 151674}, image_token_id=151667, tie_word_embeddings=False,
+        model_type="internvl", text_config={**_QWEN2_TEXT, "vocab_size": 151674}, tie_word_embeddings=False,
+        image_token_id=151667,
         vision_config=dict(
-            model_type="internvl_vision", hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
-            image_size=[448, 448], patch_size=[14, 14], attention_bias=True,
+            model_type="internvl_vision", hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
+            num_attention_heads=16, image_size=[448, 448], patch_size=[14, 14], attention_bias=True,
         ),
     ),
     "gemma3-4b": dict(
@@ -384,30 +386,31 @@ class _Tower:
 
 
 def _tower(vision: PreTrainedConfig) -> _Tower:
-    kind = vision.model_type
+    kind, windows = vision.model_type, {}
     if kind == "qwen2_vl_vision":
         width, inner, layers, matrices = vision.embed_dim, vision.embed_dim * vision.mlp_ratio, vision.depth, 2
-    elif kind in ("qwen2_5_vl_vision", "qwen3_vl_vision"):
-        width, inner, layers, matrices = vision.hidden_size, vision.intermediate_size, vision.depth, 2 + (kind == "qwen2_5_vl_vision")
-    elif kind in _TOWERS:
+    elif kind == "qwen2_5_vl_vision":
+        width, inner, layers, matrices = vision.hidden_size, vision.intermediate_size, vision.depth, 3
+        windows = dict(window=(vision.window_size // vision.patch_size) ** 2, windowed=layers - len(vision.fullatt_block_indexes))
+    elif kind == "qwen3_vl_vision":
+        width, inner, layers, matrices = vision.hidden_size, vision.intermediate_size, vision.depth, 2
+    elif kind in _CLASS_TOKENS:
         width, inner, layers, matrices = vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers, 2
     else:
-        known = [*_TOWERS, "qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision"]
+        known = [*_CLASS_TOKENS, "qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision"]
         raise ValueError(f"vision tower {kind!r} is not counted yet; known: {', '.join(known)}")
-    size = vision.patch_size
-    area = size**2 if isinstance(size, int) else size[0] * size[1]
-    channels = vision.in_channels if kind.startswith("qwen") else vision.num_channels
-    windows = dict(
-        window=(vision.window_size // size) ** 2, windowed=layers - len(set(vision.fullatt_block_indexes))
-    ) if kind == "qwen2_5_vl_vision" else {}
-    return _Tower(
-        width, layers, 4 * width**2 + matrices * width * inner, channels * area * getattr(vision, "temporal_patch_size", 1),
-        class_tokens=_TOWERS.get(kind, 0), pools=kind == "siglip_vision_model" and getattr(vision, "vision_use_head", True), **windows,
-    )
+    rows, columns = (vision.patch_size,) * 2 if isinstance(vision.patch_size, int) else vision.patch_size
+    colours = vision.in_channels if kind.startswith("qwen") else vision.num_channels
+    pixels = colours * rows * columns * getattr(vision, "temporal_patch_size", 1)
+    pools = kind == "siglip_vision_model" and getattr(vision, "vision_use_head", True)
+    weights = 4 * width**2 + matrices * width * inner
+    return _Tower(width, layers, weights, pixels, _CLASS_TOKENS.get(kind, 0), pools=pools, **windows)
 
 
 # Plain towers by their class tokens.
-_TOWERS = {"clip_vision_model": 1, "internvl_vision": 1, "siglip_vision_model": 0, "idefics3_vision": 0, "smolvlm_vision": 0}
+_CLASS_TOKENS = {
+    "clip_vision_model": 1, "internvl_vision": 1, "siglip_vision_model": 0, "idefics3_vision": 0, "smolvlm_vision": 0,
+}  # fmt: skip
 
 
 def _projector(config: PreTrainedConfig, patches: Sequence[int]) -> list[tuple[int, int]]:
@@ -430,8 +433,8 @@ def _projector(config: PreTrainedConfig, patches: Sequence[int]) -> list[tuple[i
         return [(sum(patches) // merged, merged * vision.hidden_size * width)]
     if kind == "gemma3":
         return [(len(patches) * config.mm_tokens_per_image, vision.hidden_size * width)]
-    known = "llava, llava_next, llava_onevision, video_llava, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl, idefics3, smolvlm, gemma3"
-    raise ValueError(f"projector of {kind!r} is not counted yet; known: {known}")
+    raise ValueError(f"projector of {kind!r} is not counted yet; known: llava, llava_next, llava_onevision, video_llava, "
+                     "qwen2_vl, qwen2_5_vl, qwen3_vl, internvl, idefics3, smolvlm, gemma3")
 
 
 def _dense_text_config(config: PreTrainedConfig, lengths: Sequence[int]) -> PreTrainedConfig:

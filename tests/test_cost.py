@@ -256,7 +256,8 @@ def test_an_h100_waits_for_weights_at_batch_1():
 @pytest.mark.parametrize("batch, limit", [(1, 1.9), (8, 3.6)])
 def test_known_roofline(batch, limit):
     plain, pruned = answering("llava-1.5-7b", 576, 64, [576], batch=batch)
-    seconds = [sum(cost.roofline(each[stage], cost.MACHINES["h100"]) for stage in ("vision", "prefill")) for each in (plain, pruned)]
+    h100 = cost.MACHINES["h100"]
+    seconds = [sum(cost.roofline(each[stage], h100) for stage in ("vision", "prefill")) for each in (plain, pruned)]
     assert round(seconds[0] / seconds[1], 1) == limit
 
 
