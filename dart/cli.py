@@ -85,15 +85,15 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--model", help="a folder that from_pretrained reads, a name on the Hub, or a shape; by default data/model")
     what.add_argument("--random-weights", metavar="SHAPE", choices=cost.SHAPES, help="a published architecture in full, made on the device "
                       f"with random weights: {', '.join(cost.SHAPES)}")
-    what.add_argument("--suite", action="store_true", help="everything worth measuring: on CUDA the paper's efficiency tables, all "
-                      "families, batches, kernels and lengths of answers; elsewhere the bundled model")
+    speed.add_argument("--suite", action="store_true", help="all cases worth measuring, or those of the model that is named: on CUDA the "
+                       "paper's efficiency tables, families, batches, kernels and lengths of answers; elsewhere the bundled model")
     speed.add_argument("--methods", nargs="+", default=["dart"], help="as in dart eval; the plain model is always there")
     speed.add_argument("--keep", nargs="+", type=int, help="image tokens that stay; by default one in nine")
     speed.add_argument("--batch", nargs="+", type=int, default=[1], help="prompts a call")
     speed.add_argument("--new-tokens", nargs="+", type=int, default=[1], help="tokens of an answer")
     speed.add_argument("--attn", nargs="+", choices=timing.ATTENTION, default=["sdpa"], help="kernel, the same for all: "
                        + "; ".join(f"{name}: {meaning}" for name, meaning in timing.ATTENTION.items()))
-    speed.add_argument("--rounds", type=int, default=15, help="times of each")
+    speed.add_argument("--rounds", type=int, default=9, help="times of each")
     speed.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="by default bfloat16 on CUDA, else float32")
     speed.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
     speed.add_argument("--machine", choices=[*cost.MACHINES, "measured"], default="measured", help="whose peak rates make the roofline")
@@ -190,9 +190,16 @@ def judge_claims(given: argparse.Namespace) -> None:
 def bench(given: argparse.Namespace) -> None:
     cuda = torch.device(given.device).type == "cuda"
     dtype = getattr(torch, given.dtype or ("bfloat16" if cuda else "float32"))
-    cases = (timing.LARGE if cuda else timing.SMALL) if given.suite else [timing.Case(
-        given.random_weights or given.model, tuple(given.methods), given.keep and tuple(given.keep), tuple(given.batch),
-        tuple(given.new_tokens), tuple(given.attn))]
+    name = given.random_weights or given.model
+    if given.suite:
+        suite = timing.LARGE if cuda else timing.SMALL
+        cases = [case for case in suite if name in (None, case.model)]
+        if not cases:
+            known = ", ".join(sorted({str(case.model or "the bundled model") for case in suite}))
+            raise ValueError(f"the suite on {given.device} has no cases of {name}; it has {known}")
+    else:
+        keep = given.keep and tuple(given.keep)
+        cases = [timing.Case(name, tuple(given.methods), keep, tuple(given.batch), tuple(given.new_tokens), tuple(given.attn))]
     machine = timing.measure(given.device, dtype) if given.machine == "measured" else cost.MACHINES[given.machine]
     for name, group in groupby(sorted(cases, key=lambda case: str(case.model)), key=lambda case: case.model):
         record = measured(name, group, dtype, given.device, machine, given.rounds, patient=given.suite)

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
+import dart
 from dart import cost
 from dart.families import FAMILIES, base_and_tiles, find, image_token_ids
 from dart.methods import Method
@@ -331,7 +332,7 @@ def bench(
     attention : str
         One of `ATTENTION`, for the plain model and all others.
     rounds, warmup : int
-        As for :func:`interleaved`; the first round before is also the one in which memory is measured.
+        As for :func:`interleaved`, but one round before is the least: memory is measured in these.
 
     Returns
     -------
@@ -344,7 +345,7 @@ def bench(
         A kernel that is unknown or cannot be had; what `example` and `dart.prune` refuse.
     """
     inputs, patches = example(model.config, batch=batch, text_tokens=text_tokens, dtype=model.dtype, device=model.device)
-    length = inputs["input_ids"].shape[1]
+    length, cuda = inputs["input_ids"].shape[1], model.device.type == "cuda"
     layers = model.config.get_text_config().num_hidden_layers
     everyone: dict[str, Method | None] = {"unpruned": None, **methods}
     seconds: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in (*STAGES, "total")} for name in everyone}
@@ -352,17 +353,16 @@ def bench(
     lengths: dict[str, list[int]] = {}
     with _kernel(model, attention):
         for name, counts in _turns(list(everyone), rounds, max(warmup, 1)):
-            first = name not in peaks
-            if first and model.device.type == "cuda":
+            if cuda:
                 torch.cuda.reset_peak_memory_stats(model.device)
             found, report = answer(model, inputs, everyone[name], new_tokens)
-            if first:
-                peaks[name] = torch.cuda.max_memory_allocated(model.device) if model.device.type == "cuda" else None
-                rows = [report.lengths(row) for row in range(batch)] if report else [[length] * layers]
-                lengths[name] = [max(each) for each in zip(*rows)]
             if counts:
                 for stage, value in found.items():
                     seconds[name][stage].append(value)
+                continue
+            peaks[name] = torch.cuda.max_memory_allocated(model.device) if cuda else None
+            rows = [report.lengths(row) for row in range(batch)] if report else [[length] * layers]
+            lengths[name] = [max(each) for each in zip(*rows)]
     runs = []
     for name in everyone:
         work = cost.stages(model.config, lengths[name], patches, batch=batch, new_tokens=new_tokens, dtype=model.dtype,
@@ -520,6 +520,21 @@ def read(place: str | Path) -> Record:
         raise ValueError(f"the record in {place} cannot be read: {reason}; make it anew with dart bench") from reason
 
 
+def records(model: str | None = None, folder: str | Path | None = None) -> list[Record]:
+    """All records of the store, or those of one model, the latest last.
+
+    Parameters
+    ----------
+    model : str, optional
+        A shape, or "bundled".
+    folder : path, optional
+        Of the records, `data/results/bench` unless told.
+    """
+    places = Path(folder or dart.data_root() / "results" / "bench").glob("*.json")
+    found = sorted(map(read, places), key=lambda record: record.environment["date"])
+    return [record for record in found if model in (None, record.model)]
+
+
 def _row(plain: Run, run: Run) -> dict[str, Any]:
     def milliseconds(*stages: str) -> float:
         return round(1000 * float(np.median(run.times(*stages))), 3)
@@ -565,7 +580,7 @@ class Case:
 
 
 # The bundled model, on any machine.
-SMALL = (Case(None, ("dart", "random", "fastv", "sparsevlm"), batch=(1, 8), new_tokens=(1, 32)),)
+SMALL = (Case(None, ("dart", "fastv"), batch=(1, 8), new_tokens=(1, 32)),)
 
 # The paper's efficiency, on a CUDA device.
 LARGE = (
@@ -577,5 +592,6 @@ LARGE = (
     # what the map costs, and what a flash kernel gains
     *(Case(name, ("dart", "fastv"), attention=tuple(ATTENTION)) for name in ("llava-1.5-7b", "llava-next-7b")),
     # long answers
-    *(Case(name, batch=(1, 8), new_tokens=(8, 32, 128)) for name in ("llava-1.5-7b", "llava-next-7b", "qwen2-vl-7b")),
+    *(Case(name, new_tokens=(8, 32, 128)) for name in ("llava-1.5-7b", "llava-next-7b", "qwen2-vl-7b")),
+    Case("llava-next-7b", batch=(16,), new_tokens=(1, 128)),
 )

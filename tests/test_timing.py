@@ -1,7 +1,6 @@
 """Times belong to their calls and stages, warm-up is not counted, the order turns, and CUDA is waited for."""
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -270,6 +269,24 @@ def test_a_record_comes_back_as_it_was_and_is_never_overwritten(tmp_path):
         RECORD.write(tmp_path / "new")
 
 
+def test_records_are_found_by_model_the_latest_last(tmp_path):
+    assert timing.records(folder=tmp_path) == []
+    dates = ("2026-02-01 00:00:00", "2026-01-03 00:00:00")
+    for date in dates:
+        replace(RECORD, environment={**WHERE, "date": date}).write(tmp_path)
+    replace(RECORD, model="other").write(tmp_path)
+    assert [record.environment["date"] for record in timing.records("toy", tmp_path)] == sorted(dates)
+    assert len(timing.records(folder=tmp_path)) == 3
+
+
+def test_the_stored_records_are_sound():
+    for record in timing.records():
+        assert record.runs and record.environment["commit"]
+        for plain, *others in record.settings():
+            assert plain.label == "unpruned" and others
+            assert all(min(run.seconds["total"]) > 0 for run in (plain, *others))
+
+
 @pytest.mark.parametrize("damage", [lambda text: text[:-30], lambda text: text.replace('"label"', '"name"'), lambda text: "[]"])
 def test_damaged_records_are_refused(tmp_path, damage):
     place = RECORD.write(tmp_path)
@@ -313,6 +330,8 @@ def test_the_suite_writes_down_what_cannot_be_run_and_goes_on(tmp_path, capsys, 
     assert "flash-attn" in record.not_run[0]["why"]
     assert "not run: " in capsys.readouterr().out
     assert main(["bench", "--random-weights", "llava-1.5-7b", "--attn", "flash_attention_2", *common]) == 2
+    assert main(["bench", "--random-weights", "llava-next-7b", "--suite", *common]) == 2
+    assert "has no cases of llava-next-7b; it has llava-1.5-7b" in capsys.readouterr().err
 
 
 def test_the_suite_for_cuda_names_what_there_is():
