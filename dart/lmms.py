@@ -1,7 +1,7 @@
 """Any model of a known family under any method, in stock lmms-eval. It finds this file by itself once both are installed.
 
-    lmms-eval --model dart --model_args pretrained=Qwen/Qwen2-VL-7B-Instruct,method=dart,reduction_ratio=0.889 --tasks mme,pope --batch_size 8
-    accelerate launch --num_processes 8 -m lmms_eval --model dart ...
+    lmms-eval --model dart --model_args pretrained=Qwen/Qwen2-VL-7B-Instruct,method=dart,reduction_ratio=0.889 --tasks mme,pope
+    accelerate launch --num_processes 8 -m lmms_eval --model dart --batch_size 8 ...
 
 Tasks, scores and the split over processes are lmms-eval's; prompts are made by the chat template of the model's processor.
 """
@@ -84,8 +84,8 @@ def find_method(name: str, settings: Mapping[str, Any], arguments: Sequence[str]
 def generation(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A task's `generation_kwargs` as `generate` takes them, and the strings that an answer is cut at.
 
-    Temperature 0, or none, is greedy whatever `do_sample` says, as in lmms-eval's own models. What `generate` does not know is left
-    out with a warning.
+    Temperature 0, or none, is greedy whatever `do_sample` says, as in lmms-eval's own models. What `generate` does not know is
+    left out with a warning.
     """
     until, known = given.get("until") or [], vars(transformers.GenerationConfig())
     how = {"max_new_tokens": TOKENS, **{key: value for key, value in given.items() if key != "until" and value is not None}}
@@ -241,7 +241,9 @@ class Said:
     images: list[tuple[int, int]]
 
 
-def answer(model, processor, asked: Sequence[Sequence[Mapping]], method: dart.Method | None, how: Mapping[str, Any], **options) -> Said:
+def answer(
+    model, processor, asked: Sequence[Sequence[Mapping]], method: dart.Method | None, how: Mapping[str, Any], **options
+) -> Said:
     """What a model answers to a batch of conversations under a method.
 
     Parameters
@@ -257,7 +259,7 @@ def answer(model, processor, asked: Sequence[Sequence[Mapping]], method: dart.Me
     with torch.inference_mode(), dart.prune(model, method) if method else nullcontext() as report:
         ids = model.generate(**inputs, **how)[:, inputs["input_ids"].shape[1] :]
     tokens = (ids != processor.tokenizer.pad_token_id).sum(1).tolist()
-    images = [(len(sample.image), len(sample.kept)) for sample in report.samples] if report else []
+    images = [(len(sample.image), len(sample.kept)) for sample in report.samples if len(sample.image)] if report else []
     return Said(processor.batch_decode(ids, skip_special_tokens=True), tokens, images)
 
 
@@ -276,6 +278,8 @@ class Pruned(Base):
     ----------
     pretrained : str, optional
         A name on the Hub, or a folder; the bundled model if left out.
+    revision : str, optional
+        Branch, tag or commit on the Hub.
     method : str
         A name from `dart.evaluation.METHODS`; "unpruned" leaves the model alone.
     batch_size : int
@@ -310,6 +314,7 @@ class Pruned(Base):
     def __init__(
         self,
         pretrained: str | None = None,
+        revision: str | None = None,
         method: str = "dart",
         batch_size: int | str = 1,
         device: str | None = None,
@@ -336,25 +341,26 @@ class Pruned(Base):
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if device_map is not None and self._world_size > 1:
-            raise ValueError(f"device_map={device_map} splits one model over all devices, but {self._world_size} processes want one each; "
-                             "launch one process, or leave device_map out")
+            raise ValueError(f"device_map={device_map} splits one model over all devices, but {self._world_size} processes want one "
+                             "each; launch one process, or leave device_map out")
         alone = device is not None and self._world_size == 1
         self.device = torch.device(device) if alone else self.accelerator.device
         if dtype is not None:
             evaluation.find_name("dtype", dtype, DTYPES)
         kind = getattr(torch, dtype or ("float32" if self.device.type == "cpu" else "bfloat16"))
+        options = {"dtype": kind, "attn_implementation": attn_implementation, "revision": revision}
         if device_map is None:
-            self.model, self.processor = bundled.load(pretrained, dtype=kind, device=self.device, attn_implementation=attn_implementation)
+            self.model, self.processor = bundled.load(pretrained, device=self.device, **options)
         else:
-            options = {"dtype": kind, "device_map": device_map, "attn_implementation": attn_implementation}
-            self.model = AutoModelForImageTextToText.from_pretrained(pretrained, **options).eval()
-            self.processor = AutoProcessor.from_pretrained(pretrained)
+            name = pretrained or dart.data_root() / "model"
+            self.model = AutoModelForImageTextToText.from_pretrained(name, device_map=device_map, **options).eval()
+            self.processor = AutoProcessor.from_pretrained(name, revision=revision)
 
         sizes = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         sizes = {name: value for name, value in sizes.items() if value is not None}
         for name in set(sizes) - set(self.processor.image_processor.valid_kwargs.__annotations__):
-            raise ValueError(f"{name}={sizes[name]}, but {type(self.processor.image_processor).__name__} does not follow the size of a "
-                             f"picture; leave {name} out")
+            kind = type(self.processor.image_processor).__name__
+            raise ValueError(f"{name}={sizes[name]}, but {kind} does not follow the size of a picture; leave {name} out")
         self.options = {"most_frames": max_num_frames, **sizes}
         self.system_prompt = self._resolve_system_prompt(system_prompt)
 
@@ -399,7 +405,7 @@ class Pruned(Base):
             return answer(self.model, self.processor, asked, self.method, how, **self.options)
         except torch.OutOfMemoryError as reason:
             if len(asked) == 1:
-                raise ValueError("out of memory with one question at a time; give a smaller model, a smaller dtype, a larger device or "
+                raise ValueError("out of memory with one question at a time; give a smaller model or dtype, a larger device or "
                                  "device_map=auto; with --use_cache what was answered is kept") from reason
         torch.cuda.empty_cache()                            # here, for the error holds on to what was computed
         half = self.batch_size = (len(asked) + 1) // 2
@@ -412,7 +418,7 @@ class Pruned(Base):
         return self._apply_system_prompt(messages_of(self.task_dict[task][split][number]), self.system_prompt)
 
     def loglikelihood(self, requests: Sequence) -> list:
-        raise NotImplementedError("dart answers in words: it runs tasks with output_type generate_until, not loglikelihood or multiple_choice")
+        raise NotImplementedError("dart runs tasks with output_type generate_until, not loglikelihood or multiple_choice")
 
     def generate_until_multi_round(self, requests: Sequence) -> list:
-        raise NotImplementedError("dart answers in one round: it runs tasks with output_type generate_until, not generate_until_multi_round")
+        raise NotImplementedError("dart runs tasks with output_type generate_until, not generate_until_multi_round")

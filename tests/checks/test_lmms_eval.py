@@ -1,4 +1,4 @@
-"""Stock lmms-eval, installed into a folder of its own, gives the answers and scores of `dart eval`; its scorers agree with ours."""
+"""Stock lmms-eval, in a folder of its own, gives the answers and scores of `dart eval`; its scorers agree with ours."""
 
 import importlib.metadata
 import json
@@ -31,16 +31,13 @@ def environment(tmp_path_factory):
         shutil.rmtree(HOME, ignore_errors=True)
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", HOME, "-r", WANTED]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        if done.returncode and re.search(r"connection broken|name resolution|unreachable|ProxyError|timed out", done.stderr, re.IGNORECASE):
+        if done.returncode and re.search(r"connection broken|name resolution|unreachable|proxyerror|timed out", done.stderr.lower()):
             pytest.skip("lmms-eval is not installed and the package registry cannot be reached")
         assert done.returncode == 0, done.stderr[-3000:]
         stamp.write_text(made_of)
     cache = tmp_path_factory.mktemp("cache")
     paths = [str(Path(dart.__file__).parents[1]), str(HOME)]
-    return {
-        **os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 SCORING = """
@@ -89,7 +86,8 @@ def tasks(tmp_path_factory):
                 "pictures": list(map(str, files)),
             })
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        metrics = {"f1": "!function scoring.f1", "accuracy": "!function scoring.accuracy"} if name == "existence" else {"exact_match": "mean"}
+        own = {metric: f"!function scoring.{metric}" for metric in ("f1", "accuracy")}
+        metrics = own if name == "existence" else {"exact_match": "mean"}
         (folder / f"{name}.yaml").write_text("\n".join([
             f"task: scenes_{name}",
             "dataset_path: json",
@@ -129,7 +127,8 @@ def asked_by_dart_eval(out, *methods):
     """The same of `dart eval`."""
     scores, answers = {}, {}
     for name, limit in LIMITS.items():
-        command = ["eval", "--tasks", name, "--limit", limit, "--batch", BATCH, "--device", "cpu", "--out", out, "--methods", *methods]
+        command = ["eval", "--tasks", name, "--limit", limit, "--batch", BATCH, "--device", "cpu", "--out", out]
+        command += ["--methods", *methods]
         assert cli.main(list(map(str, command))) == 0
         (folder,) = (out / name).iterdir()
         scores[name] = json.loads((folder / "metrics.json").read_text())
@@ -162,11 +161,12 @@ def test_lmms_eval_gives_what_dart_eval_gives(environment, tasks, tmp_path, argu
 
 def test_the_plugin_is_found_by_its_entry_point():
     found = {each.name: each.value for each in importlib.metadata.entry_points(group="lmms_eval.models")}
-    assert found.get("dart") == "dart.lmms:manifest", "the project was installed before it had this entry point; `make check` installs it again"
+    assert found.get("dart") == "dart.lmms:manifest", "installed before this entry point was there; `make check` installs it again"
 
 
 def test_a_misspelt_argument_is_answered_with_the_nearest(environment, tmp_path):
-    command = [sys.executable, HOME / "bin" / "lmms-eval", "--model", "dart", "--model_args", "method=dart,kep=64", "--tasks", "pope"]
+    command = [sys.executable, HOME / "bin" / "lmms-eval", "--model", "dart", "--model_args", "method=dart,kep=64"]
+    command += ["--tasks", "pope"]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "'kep' is not known; did you mean keep" in done.stdout + done.stderr
 
