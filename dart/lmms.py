@@ -341,14 +341,14 @@ class Pruned(Base):
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if device_map is not None and self._world_size > 1:
-            raise ValueError(f"device_map={device_map} splits one model over all devices, but {self._world_size} processes want one "
-                             "each; launch one process, or leave device_map out")
+            raise ValueError(f"device_map={device_map} splits one model over all devices, but {self._world_size} processes want "
+                             "one each; launch one process, or leave device_map out")
         alone = device is not None and self._world_size == 1
         self.device = torch.device(device) if alone else self.accelerator.device
         if dtype is not None:
             evaluation.find_name("dtype", dtype, DTYPES)
-        kind = getattr(torch, dtype or ("float32" if self.device.type == "cpu" else "bfloat16"))
-        options = {"dtype": kind, "attn_implementation": attn_implementation, "revision": revision}
+        number = getattr(torch, dtype or ("float32" if self.device.type == "cpu" else "bfloat16"))
+        options = {"dtype": number, "attn_implementation": attn_implementation, "revision": revision}
         if device_map is None:
             self.model, self.processor = bundled.load(pretrained, device=self.device, **options)
         else:

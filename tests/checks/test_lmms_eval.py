@@ -31,13 +31,14 @@ def environment(tmp_path_factory):
         shutil.rmtree(HOME, ignore_errors=True)
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", HOME, "-r", WANTED]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        if done.returncode and re.search(r"connection broken|name resolution|unreachable|proxyerror|timed out", done.stderr.lower()):
+        if done.returncode and re.search("connection broken|name resolution|unreachable|proxyerror|timed out", done.stderr.lower()):
             pytest.skip("lmms-eval is not installed and the package registry cannot be reached")
         assert done.returncode == 0, done.stderr[-3000:]
         stamp.write_text(made_of)
     cache = tmp_path_factory.mktemp("cache")
     paths = [str(Path(dart.__file__).parents[1]), str(HOME)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    ours = {"PYTHONPATH": os.pathsep.join(paths), "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **ours}
 
 
 SCORING = """
@@ -161,14 +162,7 @@ def test_lmms_eval_gives_what_dart_eval_gives(environment, tasks, tmp_path, argu
 
 def test_the_plugin_is_found_by_its_entry_point():
     found = {each.name: each.value for each in importlib.metadata.entry_points(group="lmms_eval.models")}
-    assert found.get("dart") == "dart.lmms:manifest", "installed before this entry point was there; `make check` installs it again"
-
-
-def test_a_misspelt_argument_is_answered_with_the_nearest(environment, tmp_path):
-    command = [sys.executable, HOME / "bin" / "lmms-eval", "--model", "dart", "--model_args", "method=dart,kep=64"]
-    command += ["--tasks", "pope"]
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert "'kep' is not known; did you mean keep" in done.stdout + done.stderr
+    assert found.get("dart") == "dart.lmms:manifest", "installed before it had this entry point; `make check` installs it again"
 
 
 def test_its_scoring_functions_agree_with_ours(environment):
