@@ -199,19 +199,35 @@ def read(model, processor, image: Image.Image, question: str, layers: Sequence[i
     return note.noted
 
 
-def answers(model, processor, asked: Sequence[tuple[Image.Image, str]], stays: Tensor, layer: int) -> list[str]:
-    """What the model says to each of some questions if, from `layer` on, it sees the image tokens in `stays`: bool (n, tokens).
+def answers(model, processor, asked: Sequence[tuple[Image.Image, str]], choices: Sequence[tuple[Tensor, int]]) -> list[list[str]]:
+    """What a model says to some questions if it sees chosen image tokens only.
 
-    Rows must keep equally many.
+    Parameters
+    ----------
+    model, processor
+        As `bundled.load` gives them.
+    asked : sequence of (image, text)
+    choices : sequence of (Tensor, int)
+        Which image tokens stay, bool (questions, image tokens) with equally many in each row, and the first layer that misses
+        the others.
+
+    Returns
+    -------
+    list of list of str
+        One list for each choice.
     """
     keys = {id(image): str(number) for number, (image, _) in enumerate(asked)}
     inputs, sources = prompts(model, processor, [_Asked(text, image, keys[id(image)]) for image, text in asked])
     first = sorted(set(sources))
+    found = []
     with torch.inference_mode():
         seen = model.get_image_features(pixel_values=inputs["pixel_values"][first], return_dict=True).pooler_output
-        with given_features(model, [seen[first.index(source)] for source in sources]), dart.prune(model, _Chosen(stays=stays, layer=layer)):
-            said = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-    return processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        with given_features(model, [seen[first.index(source)] for source in sources]):
+            for stays, layer in choices:
+                with dart.prune(model, _Chosen(stays=stays, layer=layer)):
+                    said = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+                found.append(processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ for the site
@@ -259,19 +275,18 @@ def export(folder: str | Path, model=None, processor=None, *, budgets: Sequence[
 
 def _said(model, processor, asked, features, budgets) -> dict[tuple, dict]:
     """Answers to each (picture name, question): {"all": ..., method: {layer: [one for each budget]}}."""
-    names = list(methods(1, 1))
-    found = {(picture.name, text): {"all": "", **{name: {layer: [] for layer in ANSWERED} for name in names}} for picture, text in asked}
-    everything = torch.ones(len(asked), next(iter(features.values()))[ANSWERED[0]].image_tokens, dtype=torch.bool)
-    pairs = [(picture.image, text) for picture, text in asked]
-    for key, answer in zip(found, answers(model, processor, pairs, everything, ANSWERED[0])):
-        found[key]["all"] = answer
-    for layer in ANSWERED:
-        for keep in budgets:
-            stays = [features[key][layer].select(method) for method in methods(keep, layer).values() for key in found]
-            given = iter(answers(model, processor, pairs * len(names), torch.stack(stays), layer))
-            for name in names:
-                for key in found:
-                    found[key][name][layer].append(next(given))
+    pairs, keys, names = [(picture.image, text) for picture, text in asked], [(picture.name, text) for picture, text in asked], list(methods(1, 1))
+    everything = torch.ones(len(keys), scenes.GRID**2, dtype=torch.bool)
+    found = {key: {"all": whole, **{name: {layer: [] for layer in ANSWERED} for name in names}}
+             for key, whole in zip(keys, answers(model, processor, pairs, [(everything, ANSWERED[0])])[0])}
+    places = [(layer, keep) for layer in ANSWERED for keep in budgets]
+    choices = [
+        (torch.stack([features[key][layer].select(method) for method in methods(keep, layer).values() for key in keys]), layer)
+        for layer, keep in places
+    ]
+    for (layer, _), given in zip(places, answers(model, processor, pairs * len(names), choices)):
+        for (name, key), answer in zip(((name, key) for name in names for key in keys), given):
+            found[key][name][layer].append(answer)
     return found
 
 
@@ -424,7 +439,7 @@ class Live:
 
     def _unpruned(self, title: str, question: str) -> str:
         everything = torch.ones(1, scenes.GRID**2, dtype=torch.bool)
-        return answers(self.model, self.processor, [(self.shown[title].image, question)], everything, self.layer.max)[0]
+        return answers(self.model, self.processor, [(self.shown[title].image, question)], [(everything, self.layer.max)])[0][0]
 
     def chosen(self) -> Method:
         """The method as it is set."""
@@ -446,7 +461,7 @@ class Live:
         picture, layer, method = self.shown[title], self.layer.value, self.chosen()
         features = self.read(title, question)[layer]
         stays = features.select(method)
-        said = answers(self.model, self.processor, [(picture.image, question)], stays[None], layer)[0]
+        said = answers(self.model, self.processor, [(picture.image, question)], [(stays[None], layer)])[0][0]
         doubt = "" if picture.truths else " The model was made for scenes: what it says of other pictures means little."
         self._say(f"<q>{html.escape(question)}</q> <b>{html.escape(said) or '(nothing)'}</b>, with {int(stays.sum())} of {len(stays)} patches; with all "
                   f"of them it says <b>{html.escape(self.unpruned(title, question)) or '(nothing)'}</b>.{doubt}")

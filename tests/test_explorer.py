@@ -103,7 +103,7 @@ def test_what_is_read_is_what_methods_see(small):
             model(**inputs)
         inside = torch.isin(report.samples[0].image, report.samples[0].kept)
         assert (inside & features.select(method)).sum() >= least
-        said = explorer.answers(model, processor, [(shown.image, shown.questions[0])], inside[None], 2)
+        said = explorer.answers(model, processor, [(shown.image, shown.questions[0])], [(inside[None], 2)])[0]
         with dart.prune(model, method):
             alone = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         assert said == processor.batch_decode(alone[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

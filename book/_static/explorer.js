@@ -2,7 +2,7 @@
 // dartExplorer.choose is pure and is tested against dart.DART, dart.FastV and dart.Random; the rest draws and listens.
 globalThis.dartExplorer = (() => {
   const here = globalThis.document?.currentScript?.src;
-  const SIDE = 24, PATCHES = SIDE * SIDE, PIXELS = 14;
+  const SIDE = 24, PATCHES = SIDE * SIDE, PIXELS = 14, ATTENTION = -1;
   const CIVIDIS = [[0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115], [138, 134, 120], [165, 156, 116], [195, 179, 105], [225, 204, 85], [254, 232, 56]];
 
   // ---------------------------------------------------------------------------------------------- numbers
@@ -73,6 +73,7 @@ globalThis.dartExplorer = (() => {
     const at = Math.max(0, Math.min(1, value)) * (CIVIDIS.length - 1), low = Math.min(Math.floor(at), CIVIDIS.length - 2);
     return `rgb(${CIVIDIS[low].map((channel, i) => Math.round(channel + (at - low) * (CIVIDIS[low + 1][i] - channel)))})`;
   };
+  const rising = scores => falling(range(0, scores.length), scores).reduce((ranks, token, rank) => (ranks[token] = 1 - rank / scores.length, ranks), []);
   const two = number => number.toFixed(2).replace("-", "\u2212");
   const place = token => `row ${Math.floor(token / SIDE) + 1}, column ${token % SIDE + 1}`;
   const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -139,7 +140,7 @@ globalThis.dartExplorer = (() => {
     function goTo(step) {
       state.step = step;
       const now = order[Math.min(step, order.length) - 1];
-      state.subject = now ? chosen.turns[now.turn].pivot ?? state.subject : opening();
+      state.subject = now ? chosen.turns[now.turn].pivot ?? (state.method === "FastV" ? ATTENTION : state.subject) : opening();
       draw();
     }
     function label() {
@@ -161,7 +162,7 @@ globalThis.dartExplorer = (() => {
       if (!step || !features) return;
       event.preventDefault();
       stop();
-      const from = state.subject < PATCHES ? state.subject : PATCHES / 2 + SIDE / 2;
+      const from = isPatch(state.subject) ? state.subject : PATCHES / 2 + SIDE / 2;
       const [row, column] = [Math.floor(from / SIDE) + step[0], from % SIDE + step[1]].map(each => Math.max(0, Math.min(SIDE - 1, each)));
       look(row * SIDE + column);
     }
@@ -191,7 +192,8 @@ globalThis.dartExplorer = (() => {
       draw();
     }
 
-    const opening = () => chosen.first[0] ?? PATCHES / 2 + SIDE / 2;
+    const opening = () => state.method === "FastV" ? ATTENTION : chosen.first[0] ?? PATCHES / 2 + SIDE / 2;
+    const isPatch = subject => subject >= 0 && subject < PATCHES;
     const word = token => `“${picture.questions[state.question].tokens[token - PATCHES]}”`;
 
     function tell() {
@@ -205,21 +207,23 @@ globalThis.dartExplorer = (() => {
         answer.replaceChildren(make("q", {}, text), " ", make("b", {class: right ? "right" : "wrong"}, `${right ? "✓" : "✗"} ${said || "(nothing)"}`),
           ` ${right ? "right" : `wrong: it is ${truth}`}, with ${state.keep} of ${PATCHES} patches; with all of them it says ${answers.all}${answers.all === truth ? "" : ", wrong"}.`);
       }
-      chips.replaceChildren(...chosen.turns.filter(turn => turn.pivot !== null).map(({pivot, tokens}, turn) => make("button", {type: "button", "data-pivot": pivot, onclick: () => { stop(); look(pivot); }},
-        make("b", {}, turn + 1), ` ${pivot < PATCHES ? "patch" : word(pivot)} claims ${tokens.length}`)));
+      const chip = (subject, ...words) => make("button", {type: "button", "data-subject": subject, onclick: () => { stop(); look(subject); }}, ...words);
+      chips.replaceChildren(...state.method === "FastV" ? [chip(ATTENTION, `attention of ${word(features.keys.length - 1)}`)]
+        : chosen.turns.filter(turn => turn.pivot !== null).map(({pivot, tokens}, turn) => chip(pivot, make("b", {}, turn + 1), ` ${isPatch(pivot) ? "patch" : word(pivot)} claims ${tokens.length}`)));
     }
 
     function draw() {
       const {subject} = state, taken = order.slice(0, state.step), kept = new Set([...chosen.first, ...taken.map(each => each.token)]);
       const turn = chosen.turns.findIndex(each => each.pivot === subject), claimed = taken.filter(each => each.turn === turn).map(each => each.token);
-      const values = range(0, PATCHES).map(token => cosine(features, subject, token));
-      const least = Math.min(...values);
+      const attends = subject === ATTENTION;
+      // attention falls so steeply that only its order can be seen
+      const values = attends ? rising(features.attention) : range(0, PATCHES).map(token => cosine(features, subject, token)), least = Math.min(...values);
       paint(stays, (pen, size) => {
         fade(pen);
         for (const token of kept) pen.drawImage(image, ...corner(token, image.width / SIDE), ...corner(token, size));
         claimed.forEach(token => frame(pen, token, size, "#fff", "#1f3b63", 1));
-        chosen.turns.forEach(({pivot}, number) => { if (pivot !== null && pivot < PATCHES) badge(pen, pivot, size, number + 1); });
-        if (subject < PATCHES) frame(pen, subject, size, "#000", "#fff", 2);
+        chosen.turns.forEach(({pivot}, number) => { if (pivot !== null && isPatch(pivot)) badge(pen, pivot, size, number + 1); });
+        if (isPatch(subject)) frame(pen, subject, size, "#000", "#fff", 2);
       });
       paint(heat, (pen, size) => {
         pen.drawImage(image, 0, 0, heat.width, heat.height);
@@ -227,17 +231,19 @@ globalThis.dartExplorer = (() => {
         values.forEach((value, token) => { pen.fillStyle = shade((value - least) / (1 - least || 1)); pen.fillRect(...corner(token, size)); });
         pen.globalAlpha = 1;
         claimed.forEach(token => frame(pen, token, size, "#fff", "#1f3b63", 1));
-        if (subject < PATCHES) frame(pen, subject, size, "#000", "#fff", 2);
+        if (isPatch(subject)) frame(pen, subject, size, "#000", "#fff", 2);
       });
-      [low.textContent, high.textContent] = [two(least), "1"];
-      const from = subject < PATCHES ? `the patch in ${place(subject)}` : `the word ${word(subject)}`;
+      [low.textContent, high.textContent] = attends ? ["least", "most"] : [two(least), "1"];
+      const from = isPatch(subject) ? `the patch in ${place(subject)}` : attends ? "" : `the word ${word(subject)}`;
       aboutStays.textContent = `${kept.size} of ${PATCHES} patches stay in colour${chosen.first.length ? "; numbers are pivots" : ""}.`;
-      aboutHeat.textContent = `Duplication (cosine) with ${from}${turn >= 0 ? "; framed is what this pivot claims" : ""}.`;
+      aboutHeat.textContent = attends ? "Attention of the last word, by rank." : `Duplication (cosine) with ${from}${turn >= 0 ? "; framed is what this pivot claims" : ""}.`;
       const same = values.filter((value, token) => value >= 0.8 && token !== subject).length;
       const by = chosen.turns.findIndex(each => each.tokens.includes(subject)) + 1;
-      const fate = turn >= 0 ? `It is pivot ${turn + 1}.` : !kept.has(subject) ? "It goes." : state.method === "DART" ? `It stays, claimed by pivot ${by}.` : "It stays.";
-      reading.textContent = timer ? `Pivot by pivot: ${kept.size} kept.` : `${from[0].toUpperCase()}${from.slice(1)}. ${fate} ${same} patches duplicate it at 0.8 or more.`;
-      for (const chip of chips.children) chip.setAttribute("aria-pressed", +chip.dataset.pivot === subject);
+      const fate = turn >= 0 ? `It is pivot ${turn + 1}.` : !isPatch(subject) ? "" : !kept.has(subject) ? "It goes." : state.method === "DART" ? `It stays, claimed by pivot ${by}.` : "It stays.";
+      reading.textContent = timer ? `One after the other: ${chosen.first.length ? "the pivots stay, and " : ""}more and more is claimed.`
+        : attends ? `FastV keeps the ${kept.size} patches that the last word attends to most.`
+        : `${from[0].toUpperCase()}${from.slice(1)}. ${fate} ${same} patches duplicate it at 0.8 or more.`;
+      for (const chip of chips.children) chip.setAttribute("aria-pressed", +chip.dataset.subject === subject);
       label();
     }
 
