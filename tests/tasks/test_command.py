@@ -71,6 +71,7 @@ def test_exact_budgets_stay_exact():
     ("--max-num-trunction 128 --keep 64", "--max-num-trunction 128 is a released budget and --keep 64 an exact one; give one of them"),
     ("--reduction-ratio 0.9 --budget flops", "--reduction-ratio 0.9 says itself what stays; leave --budget flops out"),
     ("--reduction-ratio 0.9 --methods dart fastv tome", "is a budget of dart only, not of fastv, tome; give --keep N"),
+    ("--reduction-ratio 0.9 --methods unpruned", "is a budget of dart, which --methods unpruned leaves out"),
     ("--reduction-ratio 90", "--reduction-ratio 90.0; it is the fraction that goes, give 0 to 1"),
     ("--max-num-trunction -1", "--max-num-trunction -1; give 0 or more"),
     ("--max-num-trunction 8 --methods dart:per_pivot=2", "give exactly one of keep, per_pivot"),
@@ -217,7 +218,7 @@ def test_a_folder_has_no_revisions(tmp_path, capsys):
 
 
 def test_a_model_that_takes_no_pictures(tmp_path, capsys):
-    transformers.LlamaConfig(hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
+    transformers.LlamaConfig().save_pretrained(tmp_path)
     assert cli.main(["eval", "--model", str(tmp_path), "--tasks", "existence", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert f"dart: {tmp_path} takes no pictures, so there is no image token to prune (Unrecognized" in said and said.count("\n") == 1
