@@ -188,7 +188,7 @@ def conversation(messages: Sequence[Mapping], most_frames: int, videos: bool) ->
     return turns, found
 
 
-def prompts(model, processor, asked: Sequence[Sequence[Mapping]], *, most_frames: int = 32, **images):
+def prompts(model, processor, asked: Sequence[Sequence[Mapping]], *, most_frames: int = 32):
     """What the model takes for a batch of conversations in lmms-eval's form.
 
     Parameters
@@ -199,8 +199,6 @@ def prompts(model, processor, asked: Sequence[Sequence[Mapping]], *, most_frames
         The messages of each conversation, see `conversation`.
     most_frames : int
         Of every video.
-    **images
-        Passed to the image processor.
 
     Returns
     -------
@@ -209,8 +207,6 @@ def prompts(model, processor, asked: Sequence[Sequence[Mapping]], *, most_frames
     """
     read = [conversation(messages, most_frames, getattr(processor, "video_processor", None) is not None) for messages in asked]
     settings = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-    if images:
-        settings["images_kwargs"] = images
     metadata = [each for _, found in read for each in found]
     if metadata:
         settings |= {"do_sample_frames": False, "video_metadata": metadata}
@@ -242,20 +238,26 @@ class Said:
 
 
 def answer(
-    model, processor, asked: Sequence[Sequence[Mapping]], method: dart.Method | None, how: Mapping[str, Any], **options
+    model,
+    processor,
+    asked: Sequence[Sequence[Mapping]],
+    method: dart.Method | None,
+    how: Mapping[str, Any],
+    *,
+    most_frames: int = 32,
 ) -> Said:
     """What a model answers to a batch of conversations under a method.
 
     Parameters
     ----------
-    model, processor, asked, options
+    model, processor, asked, most_frames
         As `prompts` takes them.
     method : Method or None
         None leaves the model alone.
     how : mapping
         Arguments of `generate`.
     """
-    inputs = prompts(model, processor, asked, **options)
+    inputs = prompts(model, processor, asked, most_frames=most_frames)
     with torch.inference_mode(), dart.prune(model, method) if method else nullcontext() as report:
         ids = model.generate(**inputs, **how)[:, inputs["input_ids"].shape[1] :]
     tokens = (ids != processor.tokenizer.pad_token_id).sum(1).tolist()
@@ -356,13 +358,19 @@ class Pruned(Base):
             self.model = AutoModelForImageTextToText.from_pretrained(name, device_map=device_map, **options).eval()
             self.processor = AutoProcessor.from_pretrained(name, revision=revision)
 
-        sizes = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        sizes = {name: value for name, value in sizes.items() if value is not None}
-        for name in set(sizes) - set(self.processor.image_processor.valid_kwargs.__annotations__):
-            kind = type(self.processor.image_processor).__name__
-            raise ValueError(f"{name}={sizes[name]}, but {kind} does not follow the size of a picture; leave {name} out")
-        self.options = {"most_frames": max_num_frames, **sizes}
+        self.most_frames = max_num_frames
+        self._bound(min_pixels, max_pixels)
         self.system_prompt = self._resolve_system_prompt(system_prompt)
+
+    def _bound(self, least: int | None, most: int | None) -> None:
+        """Set the bounds of a picture's area, which processors that go by it call edges."""
+        images = self.processor.image_processor
+        given = {name: value for name, value in (("shortest_edge", least), ("longest_edge", most)) if value is not None}
+        own = {name: value for name, value in dict(images.size).items() if value is not None}
+        if given and set(own) != {"shortest_edge", "longest_edge"}:
+            raise ValueError(f"{type(images).__name__} does not go by a picture's area; leave min_pixels and max_pixels out")
+        if given:
+            images.size = {**own, **given}
 
     def generate_until(self, requests: Sequence) -> list:
         """Answers to lmms-eval's requests, in their order; those with the same `generation_kwargs` share batches.
@@ -402,7 +410,7 @@ class Pruned(Base):
     def _answer(self, asked: Sequence[Sequence[Mapping]], how: Mapping[str, Any]) -> Said:
         """What `answer` gives, in smaller batches from now on if memory does not suffice for this one."""
         try:
-            return answer(self.model, self.processor, asked, self.method, how, **self.options)
+            return answer(self.model, self.processor, asked, self.method, how, most_frames=self.most_frames)
         except torch.OutOfMemoryError as reason:
             if len(asked) == 1:
                 raise ValueError("out of memory with one question at a time; give a smaller model or dtype, a larger device or "

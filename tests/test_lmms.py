@@ -75,7 +75,7 @@ def test_what_cannot_be_meant_is_refused_with_help(name, settings, said):
     ({"dtype": "float61", "device": "cpu"}, "dtype 'float61' is not known; did you mean float16"),
     ({"pretrained": "/nowhere", "device": "cpu"}, "no model in /nowhere"),
     ({"revision": "main", "device": "cpu"}, "leave the revision out"),
-    ({"max_pixels": 9999, "device": "cpu"}, "leave max_pixels out"),
+    ({"max_pixels": 9999, "device": "cpu"}, "leave min_pixels and max_pixels out"),
 ])
 def test_arguments_of_the_model_are_checked(folder, arguments, said):  # noqa: F811
     with pytest.raises((ValueError, FileNotFoundError)) as refusal:
@@ -97,6 +97,18 @@ def test_greedy_unless_a_temperature_is_given(caplog):
 def test_an_answer_ends_before_the_first_of_the_ends():
     assert lmms.cut("a cat. and\n\na dog", ["\n\n", ". "]) == "a cat"
     assert lmms.cut("a cat", ["\n\n", ""]) == "a cat"
+
+
+@pytest.mark.parametrize(("bounds", "size"), [
+    ((None, None), {"shortest_edge": 3136, "longest_edge": 99999}),
+    ((None, 602112), {"shortest_edge": 3136, "longest_edge": 602112}),
+    ((64, 128), {"shortest_edge": 64, "longest_edge": 128}),
+])
+def test_bounds_of_a_pictures_area_go_to_its_processor(model, bounds, size):
+    images = SimpleNamespace(size={"shortest_edge": 3136, "longest_edge": 99999})
+    model.processor = SimpleNamespace(image_processor=images)
+    model._bound(*bounds)
+    assert images.size == size
 
 
 # ------------------------------------------------------------------------------------------------ prompts
@@ -180,7 +192,7 @@ def model():
     """One that is not loaded, as lmms-eval calls it."""
     made = object.__new__(lmms.Pruned)
     made.model = made.processor = made.method = None
-    made.batch_size, made.options = 4, {}
+    made.batch_size, made.most_frames = 4, 32
     return made
 
 
