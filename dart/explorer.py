@@ -301,7 +301,7 @@ def _record(processor, picture: Picture, features: dict[tuple, dict[int, Feature
         own = features[picture.name, text]
         questions.append({
             "text": text,
-            "tokens": [processor.tokenizer.decode([token]) for token in processor.tokenizer(text, add_special_tokens=False)["input_ids"]],
+            "tokens": [processor.tokenizer.decode([token]).replace("##", "…") for token in processor.tokenizer(text, add_special_tokens=False)["input_ids"]],
             "truth": picture.truths[number] if picture.truths else None,
             "answers": said.get((picture.name, text)),
             "layers": {

@@ -1,6 +1,7 @@
 """The explorer: its script chooses what `dart` chooses, on the numbers that the page is given."""
 
 import base64
+import io
 import json
 import subprocess
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from playwright._impl._driver import compute_driver_executable
 
 import dart
@@ -154,3 +156,38 @@ def test_export_is_small_and_whole(small, tmp_path, monkeypatch):
     for question in scene["questions"]:
         assert set(question["answers"]) == {"all", "DART", "FastV", "Random"} and question["answers"]["all"]
         assert all(len(question["answers"][name][2]) == 1 for name in ("DART", "FastV", "Random"))
+
+
+@pytest.fixture(scope="module")
+def live(small):
+    return explorer.Live(*small)
+
+
+def test_live_answers_as_it_is_turned(live):
+    """Every control changes what is chosen, and the answer is that of the patches that are drawn."""
+    seen = [live.answer.value]
+    assert "with 64 of 576 patches" in seen[0] and "how many cars" in seen[0]
+    for control, value, wanted in ((live.keep, 16, dart.DART(keep=16)), (live.layer, 3, dart.DART(keep=16, layer=3)),
+                                   (live.image_pivots, 2, dart.DART(keep=16, layer=3, image_pivots=2)),
+                                   (live.method, "FastV", dart.FastV(keep=16, layer=3)), (live.method, "Random", dart.Random(keep=16, layer=3))):
+        control.value = value
+        assert live.chosen() == wanted
+        drawn = live.stage.outputs[0]["data"]["text/html"]
+        assert "dartExplorer.mount" in drawn and f'"method": "{live.method.value}", "keep": 16' in drawn
+    assert "with 16 of 576 patches" in live.answer.value
+
+
+def test_live_takes_any_picture_and_refuses_other_files(live):
+    file = io.BytesIO()
+    Image.new("RGBA", (500, 90), "teal").save(file, "PNG")
+    live._take({"new": [{"name": "teal.png", "content": memoryview(file.getvalue())}]})
+    assert live.picture.value == "teal.png" and live.shown["teal.png"].image.size == (336, 336)
+    assert "made for scenes" in live.answer.value
+    live.question.value = "is there <b>a cat?"
+    assert "<q>is there &lt;b&gt;a cat?</q>" in live.answer.value, "what is typed is shown as text"
+    live._take({"new": [{"name": "notes.txt", "content": b"no picture"}]})
+    assert "notes.txt cannot be read as a picture" in live.answer.value
+    live.question.value = "  "
+    assert live.answer.value.count("Ask something") == 1
+    live.picture.value = next(iter(live.shown))
+    assert "how many cars" in live.answer.value

@@ -97,17 +97,17 @@ globalThis.dartExplorer = (() => {
       const shown = make("output", {for: id(name)}, state[name]);
       const input = make("input", {type: "range", id: id(name), min: 0, max: values.length - 1, value: values.indexOf(state[name]), "aria-valuetext": state[name],
         oninput: () => { shown.value = values[input.value]; input.setAttribute("aria-valuetext", shown.value); set({[name]: values[input.value]}); }});
-      return make("label", {for: id(name)}, make("span", {}, label, " ", shown), input);
+      return make("label", {for: id(name), class: "wide"}, make("span", {}, label, " ", shown), input);
     };
-    const methods = make("fieldset", {}, make("legend", {}, "Method"), ...["DART", "FastV", "Random"].map(name => make("label", {},
+    const methods = make("fieldset", {class: "wide"}, make("legend", {}, "Method"), ...["DART", "FastV", "Random"].map(name => make("label", {},
       make("input", {type: "radio", name: id("method"), value: name, checked: name === state.method, onchange: () => set({method: name})}), make("span", {}, name))));
     const asked = make("select", {id: id("question"), onchange: () => set({question: +asked.value})});
-    const pivots = make("div", {class: "group"}, dial("imagePivots", "Pivots of the image", range(1, 9)), dial("textPivots", "of the text", range(0, 5)));
+    const pivots = make("div", {class: "group"}, dial("imagePivots", "Image pivots", range(1, 9)), dial("textPivots", "Text pivots", range(0, 5)));
     const seed = choice("seed", "Draw", Object.keys(index.random).map(each => [each, `seed ${each}`]), value => ({seed: +value}));
     const controls = make("div", {class: "controls"},
       choice("picture", "Picture", index.pictures.map(each => [each.name, each.title]), value => ({picture: value, question: 0})),
-      make("label", {for: id("question")}, make("span", {}, "Question"), asked), methods, dial("keep", "Patches kept", index.budgets),
-      choice("layer", "Before layer", numbers(index.layers), value => ({layer: +value})), pivots, seed);
+      choice("layer", "Before layer", numbers(index.layers), value => ({layer: +value})),
+      make("label", {for: id("question"), class: "wide"}, make("span", {}, "Question"), asked), methods, dial("keep", "Patches kept", index.budgets), pivots, seed);
 
     // ---- pictures
     const canvas = label => make("canvas", {width: 2 * SIDE * PIXELS, height: 2 * SIDE * PIXELS, tabindex: 0, role: "application", "aria-label": label,
@@ -120,9 +120,9 @@ globalThis.dartExplorer = (() => {
     const chips = make("div", {class: "chips", role: "group", "aria-label": "Look from a pivot"});
     const play = make("button", {type: "button", class: "play", onclick: () => timer ? stop() : start()});
     const scrub = make("input", {type: "range", min: 0, "aria-label": "How many patches are claimed", oninput: () => { stop(); goTo(+scrub.value); }});
-    root.replaceChildren(...(fixed ? [] : [controls]),
+    root.replaceChildren(...(fixed ? [] : [controls, answer]),
       make("div", {class: "stages"}, make("figure", {}, stays, aboutStays), make("figure", {}, heat, make("div", {class: "scale"}, low, bar, high), aboutHeat)),
-      chips, make("div", {class: "playback"}, play, scrub), ...(fixed ? [] : [answer]), reading);
+      chips, make("div", {class: "playback"}, play, scrub), reading);
 
     // ---- time
     function start() {
@@ -242,7 +242,7 @@ globalThis.dartExplorer = (() => {
       const fate = turn >= 0 ? `It is pivot ${turn + 1}.` : !isPatch(subject) ? "" : !kept.has(subject) ? "It goes." : state.method === "DART" ? `It stays, claimed by pivot ${by}.` : "It stays.";
       reading.textContent = timer ? `One after the other: ${chosen.first.length ? "the pivots stay, and " : ""}more and more is claimed.`
         : attends ? `FastV keeps the ${kept.size} patches that the last word attends to most.`
-        : `${from[0].toUpperCase()}${from.slice(1)}. ${fate} ${same} patches duplicate it at 0.8 or more.`;
+        : `${from[0].toUpperCase()}${from.slice(1)}. ${fate} ${same === 1 ? "1 patch duplicates" : `${same} patches duplicate`} it at 0.8 or more.`;
       for (const chip of chips.children) chip.setAttribute("aria-pressed", +chip.dataset.subject === subject);
       label();
     }
@@ -259,7 +259,7 @@ globalThis.dartExplorer = (() => {
       pen.fillStyle = "#888";
       pen.fillRect(0, 0, stays.width, stays.height);
       pen.globalCompositeOperation = "source-over";
-      pen.globalAlpha = 0.78;
+      pen.globalAlpha = 0.72;
       pen.fillStyle = getComputedStyle(root).getPropertyValue("--faded") || "#fff";
       pen.fillRect(0, 0, stays.width, stays.height);
       pen.globalAlpha = 1;
@@ -280,7 +280,7 @@ globalThis.dartExplorer = (() => {
       pen.fillStyle = "#fff";
       pen.font = `bold ${size * 0.75}px system-ui, sans-serif`;
       pen.textAlign = "center";
-      pen.textBaseline = "central";
+      pen.textBaseline = "middle";
       pen.fillText(number, x + size / 2, y + size / 2 + 1);
     }
 

@@ -8,6 +8,7 @@ from playwright.sync_api import expect, sync_playwright
 from test_site import SITE, Visit, open_page, unavailable
 
 PAGE = "explorer.html"
+expect.set_options(timeout=30_000)
 WIDE, PHONE = {"width": 1280, "height": 1400}, {"width": 375, "height": 800}
 
 
@@ -34,7 +35,7 @@ def visit():
 def settled(page):
     """The explorer, once it shows something."""
     explorer = page.locator(".explorer")
-    expect(explorer.locator(".reading")).not_to_be_empty(timeout=20_000)
+    expect(explorer.locator(".reading")).not_to_be_empty()
     return explorer
 
 
