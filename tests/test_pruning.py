@@ -3,10 +3,13 @@
 import copy
 import io
 import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, StaticCache
 from transformers.masking_utils import flash_attention_mask
 
@@ -395,6 +398,56 @@ def test_a_cropped_turn_is_forgotten():
         after = model(input_ids=token, attention_mask=seen, past_key_values=cache, position_ids=positions).logits
         never = model(input_ids=token, attention_mask=seen, past_key_values=other, position_ids=positions).logits
     assert_close(after, never)
+
+
+@contextmanager
+def compiled_decoder(model):
+    """The decoder as one graph, which a graph break or a number read by the host makes impossible; how often it was traced."""
+    decoder, counter = dart.families.find(model)[2], CompileCounter()
+    decoder.compile(backend=counter, fullgraph=True)
+    try:
+        yield counter
+    finally:
+        decoder._compiled_call_impl = None
+        torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("samples", [[[3, "I", 6]] * 2, [[3, "I", 6], [3, "I", "I", 9]]], ids=["equal", "padded"])
+def test_the_pruned_decoder_compiles_as_one_graph(samples):
+    model, inputs = tiny("llava"), prompt("llava", samples)
+    with dart.prune(model, dart.DART(keep=KEEP)) as eager:
+        expected = model(**inputs)
+    with dart.prune(model, dart.DART(keep=KEEP)) as report, compiled_decoder(model) as traced:
+        found = model(**inputs)
+        model(**inputs)                                            # nothing that a prompt leaves behind asks for another graph
+    assert traced.frame_count == 1
+    assert_close(found.logits, expected.logits)
+    assert [s.kept.tolist() for s in report.samples] == [s.kept.tolist() for s in eager.samples] * 2
+    assert all(seconds != seconds for seconds in report.selection_seconds)         # a graph has no times of its parts
+    token = torch.tensor([[5], [6]])
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+    with dart.prune(model, dart.DART(keep=KEEP)):
+        later = [model(input_ids=token, attention_mask=mask, past_key_values=each.past_key_values).logits for each in (found, expected)]
+    assert_close(*later)
+
+
+@dataclass(frozen=True)
+class KeepsFewerThanPlanned(dart.Method):
+    keep: int = KEEP
+
+    def select(self, view):
+        return view.image_mask & (view.image_mask.cumsum(1) < self.keep)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_code_refuses_a_method_that_does_not_keep_to_its_plan():
+    model, inputs = tiny("llava"), prompt("llava", [ONE])
+    with dart.prune(model, KeepsFewerThanPlanned()) as report:
+        model(**inputs)
+    assert len(report.samples[0].kept) == KEEP - 1
+    with dart.prune(model, KeepsFewerThanPlanned()), compiled_decoder(model), pytest.raises(RuntimeError, match="than its plan"):
+        model(**inputs)
 
 
 def test_a_copied_cache_keeps_its_pruning():
