@@ -171,13 +171,18 @@ def test_every_benchmark_passes_over_bad_entries_only_inside_the_block(name, tmp
         tasks.TASKS[name]().questions(folder)
 
 
-def test_parts_of_processes_join_whatever_their_number(asked, pope, tmp_path):
+def test_parts_of_processes_join_whatever_their_number(asked, pope, tmp_path, monkeypatch):
     """Files as two killed processes leave them: each line counts once, half a line not at all."""
     (record, _) = sweep(tmp_path, batch=2)
     lines = (record.folder / "predictions.jsonl").read_text().splitlines(keepends=True)
     (record.folder / "predictions.jsonl").write_text("".join(lines[:4]))
     (record.folder / "predictions-1.jsonl").write_text("".join(lines[3:6]) + lines[6][:9])
     asked.calls.clear()
+    once = iter([asked])
+    with monkeypatch.context() as patched, pytest.raises(StopIteration):
+        patched.setattr(evaluation, "answer", lambda *args, **options: next(once)(*args, **options))
+        sweep(tmp_path, batch=2)                            # killed once more, after one batch
+    assert sum(map(len, asked.calls)) == 2
     (again, _) = sweep(tmp_path, batch=2)
     assert sum(map(len, asked.calls)) == 3
     assert indices(again) == list(range(9)) and again.answers == record.answers
