@@ -428,7 +428,8 @@ def test_the_pruned_decoder_compiles_as_one_graph(samples):
     token = torch.tensor([[5], [6]])
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
     with dart.prune(model, dart.DART(keep=KEEP)):
-        later = [model(input_ids=token, attention_mask=mask, past_key_values=each.past_key_values).logits for each in (found, expected)]
+        later = [model(input_ids=token, attention_mask=mask, past_key_values=cache).logits
+                 for cache in (found.past_key_values, expected.past_key_values)]
     assert_close(*later)
 
 

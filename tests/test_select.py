@@ -252,7 +252,7 @@ def test_what_is_refused(change, words):
 
 
 class NoLookAtNumbers(TorchDispatchMode):
-    """Refuses what would make the host wait for a device: reading numbers, shapes that depend on them, numbers sent from the host."""
+    """Refuses what makes the host wait for a device: reading numbers, shapes that depend on them, sending numbers."""
 
     refused = {
         torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default, torch.ops.aten.nonzero.default,
@@ -260,13 +260,14 @@ class NoLookAtNumbers(TorchDispatchMode):
     }
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in self.refused or func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
+        by_mask = func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if by_mask or func in self.refused:
             raise AssertionError(f"{func} waits for the device")
         return func(*args, **kwargs or {})
 
 
 @pytest.mark.parametrize("order", ["sorted", "norm"])
-@pytest.mark.parametrize("budget", [dict(keep=8), dict(per_pivot=2), dict(reduction_ratio=0.7)], ids=lambda budget: next(iter(budget)))
+@pytest.mark.parametrize("budget", [dict(keep=8), dict(per_pivot=2), dict(reduction_ratio=0.7)], ids=lambda b: next(iter(b)))
 def test_nothing_in_the_selection_of_equal_samples_looks_at_numbers(budget, order):
     image = torch.zeros(2, 30, dtype=torch.bool)
     image[:, 4:24] = True
