@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import os
+import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils.logging import disable_progress_bar
 
 import dart
-from dart import budgets, bundled, claims, evaluation, reproduction, results, scenes
+from dart import budgets, bundled, claims, cost, evaluation, reproduction, results, scenes, timing
 from dart.methods.base import NoPlan
 from dart.tasks import base, files
 
@@ -87,6 +91,31 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("tasks", nargs="*", metavar="TASK", help=f"{', '.join(files.FILES)}; all if left out")
     check.add_argument("--folder", type=Path, help="of all benchmarks; by default DART_BENCHMARKS, else benchmarks in the data folder")
     check.set_defaults(run=check_data)
+
+    speed = commands.add_parser(
+        "bench", help="measure how much faster, and beside what limit", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Answer turn by turn with the plain model and under each method; print the time of every stage, and the speed-up beside "
+        "what arithmetic (FLOPs) and the machine (roofline) allow. Latency depends neither on weights nor on pictures, so prompts are "
+        "random. Example: dart bench --random-weights llava-1.5-7b --keep 64 --batch 1 8")
+    what = speed.add_mutually_exclusive_group()
+    what.add_argument("--model", help="a folder that from_pretrained reads, a name on the Hub, or a shape; by default data/model")
+    what.add_argument("--random-weights", metavar="SHAPE", choices=cost.SHAPES, help="a published architecture in full, made on the device "
+                      f"with random weights: {', '.join(cost.SHAPES)}")
+    speed.add_argument("--suite", action="store_true", help="all cases worth measuring, or those of the model that is named: on CUDA the "
+                       "paper's efficiency tables, families, batches, kernels and lengths of answers; elsewhere the bundled model")
+    speed.add_argument("--methods", nargs="+", default=["dart"], help="as in dart eval; the plain model is always there")
+    speed.add_argument("--keep", nargs="+", type=int, help="image tokens that stay; by default one in nine")
+    speed.add_argument("--batch", nargs="+", type=int, default=[1], help="prompts a call")
+    speed.add_argument("--new-tokens", nargs="+", type=int, default=[1], help="tokens of an answer")
+    speed.add_argument("--attn", nargs="+", choices=timing.ATTENTION, default=["sdpa"], help="kernel, the same for all: "
+                       + "; ".join(f"{name}: {meaning}" for name, meaning in timing.ATTENTION.items()))
+    speed.add_argument("--rounds", type=int, default=9, help="times of each")
+    speed.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="by default bfloat16 on CUDA, else float32")
+    speed.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
+    speed.add_argument("--machine", choices=[*cost.MACHINES, "measured"], default="measured", help="whose peak rates make the roofline")
+    speed.add_argument("--out", type=Path, default=Path("build/bench"), help="where the record goes")
+    speed.add_argument("--store", action="store_true", help="put the record into data/results/bench, where pages read it")
+    speed.set_defaults(run=bench)
 
     judged = commands.add_parser("claims", help="judge every claim of the paper", description="Judge every claim of the paper by stored runs and "
                                  "short measurements on the bundled model, and print the verdicts.")
@@ -289,6 +318,62 @@ def judge_claims(given: argparse.Namespace) -> None:
         print(f"{entry.claim.id}: {entry.verdict.verdict}\n    {entry.claim.text}\n    {entry.verdict.sentence}")
 
 
+def bench(given: argparse.Namespace) -> None:
+    cuda = torch.device(given.device).type == "cuda"
+    dtype = getattr(torch, given.dtype or ("bfloat16" if cuda else "float32"))
+    name = given.random_weights or given.model
+    if given.suite:
+        suite = timing.LARGE if cuda else timing.SMALL
+        cases = [case for case in suite if name in (None, case.model)]
+        if not cases:
+            known = ", ".join(sorted({str(case.model or "the bundled model") for case in suite}))
+            raise ValueError(f"the suite on {given.device} has no cases of {name}; it has {known}")
+    else:
+        keep = given.keep and tuple(given.keep)
+        cases = [timing.Case(name, tuple(given.methods), keep, tuple(given.batch), tuple(given.new_tokens), tuple(given.attn))]
+    machine = timing.measure(given.device, dtype) if given.machine == "measured" else cost.MACHINES[given.machine]
+    for name, group in groupby(sorted(cases, key=lambda case: str(case.model)), key=lambda case: case.model):
+        record = measured(name, group, dtype, given.device, machine, given.rounds, patient=given.suite)
+        place = record.write(results.root() / "bench" if given.store else given.out)
+        print(f"{record.model}, {record.weights} weights, {record.dtype}, {record.environment['device']}; "
+              f"roofline of {machine.name}; medians of {given.rounds} turns, quartiles of speed-ups in brackets")
+        if rows := record.table():
+            print(columns([rows[0], *(row.values() for row in rows)]))
+        print(*(f"not run: {', '.join(map(str, case.values()))}" for case in record.not_run), f"record: {place}", sep="\n")
+
+
+def measured(name: str | None, cases: Iterable[timing.Case], dtype: torch.dtype, device: str, machine: cost.Machine, rounds: int,
+             patient: bool) -> timing.Record:
+    """All cases of one model; a patient call writes down what cannot be run and goes on."""
+    if name in cost.SHAPES:
+        model, weights = timing.build(name, dtype=dtype, device=device), "random"
+    else:
+        model, _ = bundled.load(name, dtype=dtype, device=device)
+        name, weights = Path(name).name if name else "bundled", evaluation.fingerprint(model)
+    _, image_tokens = timing.prompt_size(model.config)
+    environment = {
+        "device": timing.device_name(device), "python": platform.python_version(), "torch": torch.__version__,
+        "transformers": transformers.__version__, "commit": results._commit(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S"), "load before": round(os.getloadavg()[0], 1),
+    }  # fmt: skip
+    runs, not_run = [], []
+    for case in cases:
+        named = product(case.methods, case.keep or (round(image_tokens / 9),))
+        found = [evaluation.find_method(method, keep) for method, keep in named]
+        methods = {evaluation.label(method): method for method in found}
+        for attention, batch, new_tokens in product(case.attention, case.batch, case.new_tokens):
+            try:
+                runs += timing.bench(model, methods, machine=machine, batch=batch, new_tokens=new_tokens, attention=attention,
+                                     rounds=rounds)
+            except (ValueError, RuntimeError) as reason:    # the device's memory; a kernel that does not do it
+                if not patient:
+                    raise
+                not_run.append({"methods": " ".join(methods), "attention": attention, "batch": batch, "new_tokens": new_tokens,
+                                "why": str(reason).partition("\n")[0]})
+    environment["load after"] = round(os.getloadavg()[0], 1)
+    return timing.Record(name, weights, str(dtype).removeprefix("torch."), machine, environment, runs, not_run)
+
+
 def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluation.Record]]) -> str:
     """Rows of methods, columns of tasks; each cell is the task's metric with its 95 % interval.
 
@@ -303,8 +388,14 @@ def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluatio
     rows.append(["questions", *(str(column[0].settings["n"]) for column in records)])
     skipped = [len(column[0].environment.get("skipped", ())) for column in records]
     rows += [["skipped", *map(str, skipped)]] if any(skipped) else []
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in (head, *rows))
+    return columns([head, *rows])
+
+
+def columns(rows: Sequence[Iterable]) -> str:
+    """Rows of cells as text, each column as wide as its widest cell."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
