@@ -1,4 +1,4 @@
-# make book · make test · make check · make tables · make lab · make train · make clean
+# make book · make test · make check · make tables · make bench · make lab · make train · make clean
 # Each makes .venv first if it is missing or older than pyproject.toml or constraints.txt.
 
 SHELL := /bin/bash
@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help book test check tables lab train clean
+.PHONY: help book test check tables bench lab train clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,6 +21,7 @@ help:
 	echo "make check   run the slow checks: the built site in a browser, notebooks under papermill"
 	echo "make tables  make all runs behind the tables and figures, then run their notebooks; resumes"
 	echo "             make tables LIMIT=20 ARGS='table-1 figure-7' for a quick look at two"
+	echo "make bench   measure how much faster pruning makes the bundled model; with CUDA, all of the paper's models"
 	echo "make lab     open JupyterLab on the book"
 	echo "make train   train the bundled model and examine it; resumes, and takes hours"
 	echo "make clean   remove .venv and the built site"
@@ -44,6 +45,10 @@ check: $(ENV)
 tables: $(ENV)
 	$(BIN)/dart tables $(if $(LIMIT),--limit $(LIMIT)) $(ARGS)
 	$(call done,Tables and figures are in build/tables)
+
+bench: $(ENV)
+	$(BIN)/dart bench --suite $(ARGS)
+	$(call done,The records are in build/bench)
 
 lab: $(ENV)
 	$(BIN)/jupyter lab book $(if $(filter 0,$(shell id -u)),--allow-root)

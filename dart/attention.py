@@ -100,6 +100,7 @@ class Noting:
 
     def __init__(self, module: nn.Module, wanted: Callable[[], bool] = lambda: True):
         self.module, self.wanted, self.noted = module, wanted, None
+        self.eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
 
     def hook(self) -> list:
         return [
@@ -142,8 +143,7 @@ def _note(module, query, key, value, attention_mask, **kwargs):
         window=kwargs.get("sliding_window"),
         softcap=kwargs.get("softcap"),
     )
-    name = shown.meant._attn_implementation
-    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(name, sys.modules[type(module).__module__].__dict__.get("eager_attention_forward"))
+    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(shown.meant._attn_implementation, shown.noting.eager)
     return kernel(module, query, key, value, attention_mask, **kwargs)
 
 

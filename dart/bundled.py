@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from dart import data_root
@@ -17,6 +20,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     attn_implementation: str | None = None,
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model in evaluation mode, and its processor.
 
@@ -30,21 +34,68 @@ def load(
     device : str or torch.device
     attn_implementation : str, optional
         The model's own choice if left out.
+    revision : str, optional
+        Branch, tag or commit on the Hub.
 
     Raises
     ------
     FileNotFoundError
-        If there is no model in that folder.
+        If there is no model in that folder, or none of that name and revision on the Hub, or the Hub cannot be reached.
+    ValueError
+        If a file is cut short or is not what `SHA256SUMS` in the folder says, with the file's name; a revision of a folder.
     """
     folder = Path(source) if source is not None else data_root() / "model"
     from_hub = not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) is not None
     if not from_hub and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no model in {folder}: make one with `make train`, or name a folder that has one or owner/name on the Hub")
+    if revision is not None and not from_hub:
+        raise ValueError(f"revision={revision!r}, but {folder} is a folder and has one state only; leave the revision out")
     name = str(source) if from_hub else folder
-    model = AutoModelForImageTextToText.from_pretrained(
-        name, dtype=dtype, attn_implementation=attn_implementation, local_files_only=not from_hub
-    )
-    return model.to(device).eval(), AutoProcessor.from_pretrained(name, local_files_only=not from_hub)
+    if not from_hub:
+        check(folder)
+    options = {"local_files_only": not from_hub, **({} if revision is None else {"revision": revision})}
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation=attn_implementation, **options)
+        processor = AutoProcessor.from_pretrained(name, **options)
+    except SafetensorError as reason:
+        raise ValueError(f"weights of {name} are cut short or broken ({reason}); get the files again") from reason
+    except OSError as reason:
+        if not from_hub:
+            raise ValueError(f"the model in {folder} cannot be read: {reason}; get its files again") from reason
+        raise FileNotFoundError(_refusal(name, revision, reason)) from reason
+    return model.to(device).eval(), processor
+
+
+def check(folder: Path) -> None:
+    """Compare a model's files with `SHA256SUMS` beside them, if that is there.
+
+    Raises
+    ------
+    ValueError
+        With the first file that is missing or another.
+    """
+    sums = folder / "SHA256SUMS"
+    for line in sums.read_text().splitlines() if sums.is_file() else ():
+        digest, _, name = line.partition("  ")
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing, which {sums} names; get the model's files again")
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise ValueError(f"{folder / name} is cut short or another file (its SHA-256 is not {digest[:12]}...); get it again")
+
+
+def _refusal(name: str, revision: str | None, reason: BaseException | None) -> str:
+    """What the Hub's refusal means, and what to do."""
+    words = str(reason).splitlines()[0]
+    while reason is not None:
+        if isinstance(reason, RevisionNotFoundError):
+            return f"{name} has no revision {revision!r}; its branches, tags and commits are on https://huggingface.co/{name}/commits/main"
+        if isinstance(reason, GatedRepoError):
+            return f"{name} is open only to those who accepted its terms; do so on https://huggingface.co/{name}, then `hf auth login`"
+        if isinstance(reason, RepositoryNotFoundError):
+            return f"no model {name} on the Hub; check owner and name, or log in with `hf auth login` if it is private"
+        reason = reason.__cause__ or reason.__context__
+    return f"{name} cannot be got from the Hub: {words} Is there a network? Without one give a folder that holds the model"
 
 
 def prompt(question: str) -> str:

@@ -299,8 +299,8 @@ def margin(runs: Experiment) -> Verdict:
 
 @needs("table-4", "every-method-on-the-small-model")
 def every_budget(runs: Experiment, late: Experiment) -> Verdict:
-    """DART's average minus FastV's at each reduction; and at 64 tokens with both at layer 4, where FastV finds something to read in
-    this model."""
+    """DART's average minus FastV's at each reduction; and at 64 tokens with both at layer 4, where FastV finds something to
+    read in this model."""
     checks = [gap(at(runs, "DART", keep), at(runs, "FastV", keep), f"DART minus FastV at {keep}") for keep in BUDGETS]
     return judge([*checks, gap(at(late, "DART, layer 4", 64), at(late, "FastV, layer 4", 64), "DART minus FastV at 64, layer 4")])
 
@@ -604,7 +604,7 @@ class Kernels:
     without: bool
 
 
-def ask_two_kernels(n: int = 12) -> Kernels:
+def ask_two_kernels(n: int = 8) -> Kernels:
     """Ask `n` questions of the attributes task under both kernels, with 64 tokens."""
     methods = {"DART": dart.DART(64), "FastV": dart.FastV(64, layer=4)}
     asked, said, alike = evaluation.asked_of("attributes", n), {}, []
@@ -625,7 +625,7 @@ def _same(kernels: Kernels, method: str) -> Interval:
 
 @needs(ask_two_kernels)
 def efficient_attention(kernels: Kernels) -> Verdict:
-    """The share of 12 answers that are the same under sdpa and under eager attention, and whether DART chooses alike when there
+    """The share of 8 answers that are the same under sdpa and under eager attention, and whether DART chooses alike when there
     is no attention to read."""
     return judge([Check("same answers", _same(kernels, "DART"), above=0.99, unit="%"),
                   Check("same choice without attention", exactly(kernels.without), above=0.99, unit="%")])
@@ -633,7 +633,7 @@ def efficient_attention(kernels: Kernels) -> Verdict:
 
 @needs(ask_two_kernels)
 def importance_needs_map(kernels: Kernels) -> Verdict:
-    """The share of 12 answers that are the same under sdpa and under eager attention with FastV, whose row of attention is
+    """The share of 8 answers that are the same under sdpa and under eager attention with FastV, whose row of attention is
     recomputed here from queries and keys. The claim holds if efficient attention changes FastV's answers."""
     return judge([Check("FastV, same answers", _same(kernels, "FastV"), below=0.99, unit="%")])
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
+import os
+import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 
 import torch
+import transformers
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.utils.logging import disable_progress_bar
 
 import dart
-from dart import budgets, bundled, claims, evaluation, reproduction, results, scenes
+from dart import budgets, bundled, claims, cost, evaluation, reproduction, results, scenes, timing
 from dart.methods.base import NoPlan
-from dart.tasks import files
+from dart.tasks import base, files
+
+KEEP = (192, 128, 64)
+# of the authors' code for LLaVA-NeXT, which no script of theirs changes
+NEXT_BUDGET = 320
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,19 +36,27 @@ def build_parser() -> argparse.ArgumentParser:
 
     ask = commands.add_parser("eval", help="measure a model on tasks, pruned and unpruned", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                            description="Ask a model the questions of each task under each method and budget, and print a table of scores with 95 %% "
-                           "intervals over the blind floor. Example: dart eval --model FOLDER --tasks existence --methods unpruned dart --keep 64")
-    ask.add_argument("--model", type=Path, help="folder that from_pretrained reads; by default data/model, which `make train` makes")
+                           "intervals over the blind floor. Example: dart eval --model FOLDER --tasks existence --methods unpruned dart --keep 64. "
+                           "Several GPUs share the questions under `accelerate launch -m dart eval ...`")
+    ask.add_argument("--model", help="folder that from_pretrained reads, or owner/name on the Hub; if left out data/model, which "
+                     "`make train` makes")
+    ask.add_argument("--revision", help="of a model on the Hub: branch, tag or commit")
     ask.add_argument("--tasks", nargs="+", default=["all"], help=f"all (the six scene tasks), {', '.join(evaluation.TASKS)}")
-    ask.add_argument("--methods", nargs="+", default=["all"], help=f"all, {', '.join(evaluation.METHODS)}; settings "
-                     "behind a colon, as in dart:pivot_rule=random,image_pivots=8")
-    ask.add_argument("--keep", nargs="+", type=int, default=[192, 128, 64], help="image tokens that stay")
+    ask.add_argument("--methods", nargs="+", help=f"all, {', '.join(evaluation.METHODS)}; settings behind a colon, as in "
+                     "dart:pivot_rule=random,image_pivots=8; all if left out, with a released budget dart")
+    ask.add_argument("--keep", nargs="+", type=int, help=f"image tokens that stay, exactly; if left out {' '.join(map(str, KEEP))}")
+    ask.add_argument("--reduction-ratio", type=float, help="released budget of DART, as the authors' scripts take it: the fraction "
+                     "of image tokens that goes")
+    ask.add_argument("--max-num-trunction", type=int, help="released budget of DART as a number; it overrides --reduction-ratio")
     ask.add_argument("--layer", nargs="+", type=int, help="first decoder layers that see the short sequence; if left out each method's own")
     ask.add_argument("--budget", choices=budgets.CONVENTIONS, default="kept", help="what --keep counts: tokens left behind the last place, tokens "
                      "in a layer on average, or the work of so many from layer 2 on")
     ask.add_argument("--limit", type=int, help="only the first questions of each task")
     ask.add_argument("--out", type=Path, default=Path("build/eval"), help="where runs are kept; the same call resumes")
     ask.add_argument("--store", action="store_true", help="put the finished runs into data/results, where pages read them")
-    ask.add_argument("--batch", type=int, default=16, help="questions a call")
+    ask.add_argument("--batch", type=int, default=16, help="questions a call; halved where memory does not suffice")
+    ask.add_argument("--skip-bad", action="store_true", help="go on with files that are not as published, and leave out "
+                     "questions that cannot be read and those whose picture cannot; the record says which")
     ask.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the computation")
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
     ask.set_defaults(run=evaluate)
@@ -72,6 +92,31 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--folder", type=Path, help="of all benchmarks; by default DART_BENCHMARKS, else benchmarks in the data folder")
     check.set_defaults(run=check_data)
 
+    speed = commands.add_parser(
+        "bench", help="measure how much faster, and beside what limit", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Answer turn by turn with the plain model and under each method; print the time of every stage, and the speed-up beside "
+        "what arithmetic (FLOPs) and the machine (roofline) allow. Latency depends neither on weights nor on pictures, so prompts are "
+        "random. Example: dart bench --random-weights llava-1.5-7b --keep 64 --batch 1 8")
+    what = speed.add_mutually_exclusive_group()
+    what.add_argument("--model", help="a folder that from_pretrained reads, a name on the Hub, or a shape; by default data/model")
+    what.add_argument("--random-weights", metavar="SHAPE", choices=cost.SHAPES, help="a published architecture in full, made on the device "
+                      f"with random weights: {', '.join(cost.SHAPES)}")
+    speed.add_argument("--suite", action="store_true", help="all cases worth measuring, or those of the model that is named: on CUDA the "
+                       "paper's efficiency tables, families, batches, kernels and lengths of answers; elsewhere the bundled model")
+    speed.add_argument("--methods", nargs="+", default=["dart"], help="as in dart eval; the plain model is always there")
+    speed.add_argument("--keep", nargs="+", type=int, help="image tokens that stay; by default one in nine")
+    speed.add_argument("--batch", nargs="+", type=int, default=[1], help="prompts a call")
+    speed.add_argument("--new-tokens", nargs="+", type=int, default=[1], help="tokens of an answer")
+    speed.add_argument("--attn", nargs="+", choices=timing.ATTENTION, default=["sdpa"], help="kernel, the same for all: "
+                       + "; ".join(f"{name}: {meaning}" for name, meaning in timing.ATTENTION.items()))
+    speed.add_argument("--rounds", type=int, default=9, help="times of each")
+    speed.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="by default bfloat16 on CUDA, else float32")
+    speed.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
+    speed.add_argument("--machine", choices=[*cost.MACHINES, "measured"], default="measured", help="whose peak rates make the roofline")
+    speed.add_argument("--out", type=Path, default=Path("build/bench"), help="where the record goes")
+    speed.add_argument("--store", action="store_true", help="put the record into data/results/bench, where pages read it")
+    speed.set_defaults(run=bench)
+
     judged = commands.add_parser("claims", help="judge every claim of the paper", description="Judge every claim of the paper by stored runs and "
                                  "short measurements on the bundled model, and print the verdicts.")
     judged.add_argument("--write", action="store_true", help="write the ledger to data/results/claims.json, which the book compares with")
@@ -87,27 +132,142 @@ def check_data(given: argparse.Namespace) -> int:
 
 
 def evaluate(given: argparse.Namespace) -> None:
+    processes = evaluation.Processes()
+    if not processes.main:                                  # the first one speaks for all
+        disable_progress_bar()
+    check_choice(given)
     tasks = [name for name in evaluation.TASKS if name in scenes.TASKS] if given.tasks == ["all"] else given.tasks
-    names = list(evaluation.METHODS) if given.methods == ["all"] else given.methods
     found = [evaluation.find_task(name) for name in tasks]
-    model, processor = bundled.load(given.model, dtype=getattr(torch, given.dtype), device=given.device)
-    size = evaluation.prompt_size(model, processor, found[0].questions()[0])
-    methods, refused = [None] if "unpruned" in names else [], []
-    for layer, keep, name in product(given.layer or [None], given.keep, [name for name in names if name != "unpruned"]):
+    unlike = {name: [str(each) for each in files.check(tasks=[name])] for name in tasks if name in files.FILES}
+    strange = [each for name in unlike for each in unlike[name]]
+    if strange and not given.skip_bad:
+        raise ValueError("\n".join([*strange, "`dart eval --skip-bad` goes on with what can be read"]))
+    with base.passing_over(given.skip_bad):
+        asked = evaluation.asked_of(found[0].name, given.limit)
+        model, processor = load(given)
+        first = next((each for each in asked if not given.skip_bad or readable(each)), asked[0])
+        methods, notes = choose_methods(given, model, evaluation.prompt_size(model, processor, first))
+        options = {name: getattr(given, name) for name in ("limit", "batch", "skip_bad")} | {"processor": processor, "folder": given.out}
+        records = [evaluation.sweep(model, methods, task.name, tokens=getattr(task, "tokens", 8), **options) for task in found]
+        if processes.main:
+            for record in (record for column in records for record in column):
+                keep(record, unlike.get(record.settings["task"]), given.store)
+            print(table(found, records), *notes, *strange, sep="\n")
+
+
+def load(given: argparse.Namespace) -> tuple[PreTrainedModel, ProcessorMixin]:
+    try:
+        return bundled.load(given.model, dtype=getattr(torch, given.dtype), device=given.device, revision=given.revision)
+    except ValueError as reason:
+        if "Unrecognized configuration class" not in str(reason):
+            raise
+        raise ValueError(f"{given.model} takes no pictures, so there is no image token to prune ({str(reason).splitlines()[0]}); give a "
+                         "vision-language model") from reason
+
+
+def readable(question) -> bool:
+    try:
+        question.pictures() if hasattr(question, "pictures") else question.picture()
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def keep(record: evaluation.Record, unlike: Sequence[str] | None, store: bool) -> None:
+    """Note beside a run which files were not as published, and put it into the store if it is to go there and is whole."""
+    if unlike:
+        path = record.folder / "environment.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "unlike": unlike}, indent=1) + "\n")
+    if store and (unlike or "skipped" in record.environment):
+        raise ValueError(f"{record.folder} is of files that are not as published, or lacks questions: it is not stored; get the files "
+                         "first")
+    if store:
+        results.keep(record)
+
+
+def check_choice(given: argparse.Namespace) -> None:
+    """Refuse budgets that cannot be meant together, before anything is loaded."""
+    released = {"--reduction-ratio": given.reduction_ratio, "--max-num-trunction": given.max_num_trunction}
+    released = {name: value for name, value in released.items() if value is not None}
+    if not released:
+        return
+    said = " ".join(f"{name} {value}" for name, value in released.items())
+    if given.keep is not None:
+        exact = " ".join(map(str, given.keep))
+        raise ValueError(f"{said} is a released budget and --keep {exact} an exact one; give one of them")
+    if given.budget != "kept":
+        raise ValueError(f"{said} says itself what stays; leave --budget {given.budget} out, or give --keep in its place")
+    others = [name for name in given.methods or () if name.partition(":")[0] not in ("unpruned", "dart")]
+    if others:
+        raise ValueError(f"{said} is a budget of dart only, not of {', '.join(others)}; give --keep N for these")
+    if given.methods and set(given.methods) == {"unpruned"}:
+        raise ValueError(f"{said} is a budget of dart, which --methods unpruned leaves out; give --methods unpruned dart")
+    if given.reduction_ratio is not None and not 0 <= given.reduction_ratio <= 1:
+        raise ValueError(f"--reduction-ratio {given.reduction_ratio}; it is the fraction that goes, give 0 to 1")
+    if given.max_num_trunction is not None and given.max_num_trunction < 0:
+        raise ValueError(f"--max-num-trunction {given.max_num_trunction}; give 0 or more")
+
+
+def choose_methods(given: argparse.Namespace, model, size: tuple[int, int]) -> tuple[list[dart.Method | None], list[str]]:
+    """The methods that were asked for at each budget and layer, and what to say about the budgets under the table."""
+    released = given.reduction_ratio is not None or given.max_num_trunction is not None
+    everything = given.methods is None or given.methods == ["all"]
+    names = given.methods if not everything else ["dart"] if released else list(evaluation.METHODS)
+    methods, notes = [None] if "unpruned" in names else [], []
+    asked = [name for name in names if name != "unpruned"]
+    if released:
+        budget = released_budget(given.reduction_ratio, given.max_num_trunction, model, size[1])
+        for layer, name in product(given.layer or [None], asked):
+            method = with_released(partial(evaluation.find_method, name, layer=layer), budget)
+            methods.append(method)
+            stay = method.kept(size[1], method.layer + 1)[-1]
+            notes.append(f"{evaluation.label(method)}: released budget, {stay} of {size[1]} image tokens stay")
+        return methods, notes
+    for layer, keep, name in product(given.layer or [None], given.keep or KEEP, asked):
         make = partial(evaluation.find_method, name, layer=layer)
         try:
             methods.append(budgets.meet(make, keep, given.budget, model.config, *size))
         except ValueError as reason:
-            if given.methods != ["all"] and not isinstance(reason, budgets.OutOfReach | NoPlan):
+            if not everything and not isinstance(reason, budgets.OutOfReach | NoPlan):
                 raise
-            refused.append(f"not run: {name} at {keep}: {reason}")
-    options = {"processor": processor, "folder": given.out, "limit": given.limit, "batch": given.batch}
-    records = [evaluation.sweep(model, methods, task.name, tokens=getattr(task, "tokens", 8), **options) for task in found]
-    if given.store:
-        for record in (record for column in records for record in column):
-            results.keep(record)
-    print(table(found, records))
-    print(f"budgets: {budgets.MEANING[given.budget]}", *refused, sep="\n")
+            notes.append(f"not run: {name} at {keep}: {reason}")
+    return methods, [f"budgets: {budgets.MEANING[given.budget]}", *notes]
+
+
+def released_budget(ratio: float | None, number: int | None, model, image_tokens: int) -> float:
+    """Image tokens that the authors' code sets out with, before it shares them among the pivots.
+
+    On LLaVA that is `number`, and without one what `ratio` leaves; LLaVA-NeXT takes neither.
+
+    Raises
+    ------
+    ValueError
+        For other families, where the budget of every picture is another.
+    """
+    kind = model.config.model_type
+    if kind == "llava_next":
+        warn(f"the authors' code takes neither --reduction-ratio nor --max-num-trunction on LLaVA-NeXT, but always a budget of "
+             f"{NEXT_BUDGET}; --keep N is met exactly")
+        return NEXT_BUDGET
+    if kind != "llava":
+        raise ValueError(f"the released budget of {kind} is another for every picture; give --keep N, or run lmms-eval with "
+                         "--model dart --model_args method=dart,reduction_ratio=...")
+    if number is None:
+        return image_tokens * (1 - ratio)
+    if ratio is not None:
+        warn(f"--max-num-trunction {number} overrides --reduction-ratio {ratio}, as in the authors' code")
+    return number
+
+
+def with_released(make: Callable[..., dart.DART], budget: float) -> dart.DART:
+    """The method with as many tokens for each pivot as the authors' code gives: a whole number, rounded down."""
+    plain = make(keep=0)
+    return replace(plain, keep=None, per_pivot=int(budget // (plain.image_pivots + plain.text_pivots)))
+
+
+def warn(text: str) -> None:
+    if evaluation.Processes().main:
+        print(f"dart: warning: {text}", file=sys.stderr)
 
 
 def make_tables(given: argparse.Namespace) -> None:
@@ -158,6 +318,62 @@ def judge_claims(given: argparse.Namespace) -> None:
         print(f"{entry.claim.id}: {entry.verdict.verdict}\n    {entry.claim.text}\n    {entry.verdict.sentence}")
 
 
+def bench(given: argparse.Namespace) -> None:
+    cuda = torch.device(given.device).type == "cuda"
+    dtype = getattr(torch, given.dtype or ("bfloat16" if cuda else "float32"))
+    name = given.random_weights or given.model
+    if given.suite:
+        suite = timing.LARGE if cuda else timing.SMALL
+        cases = [case for case in suite if name in (None, case.model)]
+        if not cases:
+            known = ", ".join(sorted({str(case.model or "the bundled model") for case in suite}))
+            raise ValueError(f"the suite on {given.device} has no cases of {name}; it has {known}")
+    else:
+        keep = given.keep and tuple(given.keep)
+        cases = [timing.Case(name, tuple(given.methods), keep, tuple(given.batch), tuple(given.new_tokens), tuple(given.attn))]
+    machine = timing.measure(given.device, dtype) if given.machine == "measured" else cost.MACHINES[given.machine]
+    for name, group in groupby(sorted(cases, key=lambda case: str(case.model)), key=lambda case: case.model):
+        record = measured(name, group, dtype, given.device, machine, given.rounds, patient=given.suite)
+        place = record.write(results.root() / "bench" if given.store else given.out)
+        print(f"{record.model}, {record.weights} weights, {record.dtype}, {record.environment['device']}; "
+              f"roofline of {machine.name}; medians of {given.rounds} turns, quartiles of speed-ups in brackets")
+        if rows := record.table():
+            print(columns([rows[0], *(row.values() for row in rows)]))
+        print(*(f"not run: {', '.join(map(str, case.values()))}" for case in record.not_run), f"record: {place}", sep="\n")
+
+
+def measured(name: str | None, cases: Iterable[timing.Case], dtype: torch.dtype, device: str, machine: cost.Machine, rounds: int,
+             patient: bool) -> timing.Record:
+    """All cases of one model; a patient call writes down what cannot be run and goes on."""
+    if name in cost.SHAPES:
+        model, weights = timing.build(name, dtype=dtype, device=device), "random"
+    else:
+        model, _ = bundled.load(name, dtype=dtype, device=device)
+        name, weights = Path(name).name if name else "bundled", evaluation.fingerprint(model)
+    _, image_tokens = timing.prompt_size(model.config)
+    environment = {
+        "device": timing.device_name(device), "python": platform.python_version(), "torch": torch.__version__,
+        "transformers": transformers.__version__, "commit": results._commit(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S"), "load before": round(os.getloadavg()[0], 1),
+    }  # fmt: skip
+    runs, not_run = [], []
+    for case in cases:
+        named = product(case.methods, case.keep or (round(image_tokens / 9),))
+        found = [evaluation.find_method(method, keep) for method, keep in named]
+        methods = {evaluation.label(method): method for method in found}
+        for attention, batch, new_tokens in product(case.attention, case.batch, case.new_tokens):
+            try:
+                runs += timing.bench(model, methods, machine=machine, batch=batch, new_tokens=new_tokens, attention=attention,
+                                     rounds=rounds)
+            except (ValueError, RuntimeError) as reason:    # the device's memory; a kernel that does not do it
+                if not patient:
+                    raise
+                not_run.append({"methods": " ".join(methods), "attention": attention, "batch": batch, "new_tokens": new_tokens,
+                                "why": str(reason).partition("\n")[0]})
+    environment["load after"] = round(os.getloadavg()[0], 1)
+    return timing.Record(name, weights, str(dtype).removeprefix("torch."), machine, environment, runs, not_run)
+
+
 def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluation.Record]]) -> str:
     """Rows of methods, columns of tasks; each cell is the task's metric with its 95 % interval.
 
@@ -170,8 +386,16 @@ def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluatio
     ]
     rows.append(["blind floor", *(f"{task.floors()['blind'][task.metric]:.3f}" for task in tasks)])
     rows.append(["questions", *(str(column[0].settings["n"]) for column in records)])
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in (head, *rows))
+    skipped = [len(column[0].environment.get("skipped", ())) for column in records]
+    rows += [["skipped", *map(str, skipped)]] if any(skipped) else []
+    return columns([head, *rows])
+
+
+def columns(rows: Sequence[Iterable]) -> str:
+    """Rows of cells as text, each column as wide as its widest cell."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -179,5 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return given.run(given) or 0
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        print(f"dart: {error}", file=sys.stderr)
+        # each process says so, for the launcher ends the others as soon as one has failed
+        processes = evaluation.Processes()
+        print(f"dart{'' if processes.main else f' (process {processes.index})'}: {error}", file=sys.stderr)
         return 2

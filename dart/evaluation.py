@@ -1,7 +1,8 @@
 """Measure a model under a reduction method on a task: `run` for one, `sweep` for many at once.
 
 What was answered is kept question by question in a folder of its own per run, and written as it comes, so that a killed
-run goes on where it stopped. Questions on one picture share the work on the picture, and so do all methods.
+run goes on where it stopped. Questions on one picture share the work on the picture, and so do all methods. Under
+`accelerate launch` the processes share the questions.
 
     record = run(model, dart.DART(keep=64), "existence", processor=processor, limit=200)
     print(record.metrics["f1"])        # 0.912 [0.884, 0.936]
@@ -12,13 +13,17 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import platform
 import re
 import time
+import warnings
 from ast import literal_eval
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -34,6 +39,7 @@ import dart
 from dart import easy_vqa, families, methods, scenes, videos
 from dart.tasks import TASKS as PUBLISHED
 from dart.tasks import Benchmark
+from dart.tasks.base import passing_over
 
 # ------------------------------------------------------------------------------------------------ names
 
@@ -142,12 +148,13 @@ def label(method: dart.Method | None) -> str:
     """A method in one word, as tables and folders show it: `unpruned`, `dart-64`, `random-16-layer-6-seed-1`."""
     if method is None:
         return "unpruned"
-    words = [type(method).__name__.lower(), str(getattr(method, "keep", ""))]
+    keep = getattr(method, "keep", None)
+    words = [type(method).__name__.lower(), *([] if keep is None else [str(keep)])]
     for each in fields(method):
         value = getattr(method, each.name)
         if each.name != "keep" and value != each.default:
             words += [each.name, str(value)]
-    return "-".join(filter(None, words)).replace("_", "-")
+    return "-".join(words).replace("_", "-")
 
 
 # ------------------------------------------------------------------------------------------------ records
@@ -165,9 +172,16 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+class Stopped(ValueError):
+    """A run that could not go on. What was answered is kept, and the same call goes on after it."""
+
+
 @dataclass(frozen=True)
 class Record:
-    """One finished run: where it lies, what was asked for, what came out; `answers` stand in the order of `questions`."""
+    """One finished run: where it lies, what was asked for, what came out; `answers` stand in the order of `questions`.
+
+    `environment["skipped"]`, if it is there, says of each question that was left out why; `settings["n"]` counts it all the same.
+    """
 
     folder: Path | None
     settings: dict[str, Any]
@@ -229,9 +243,9 @@ def questions_hash(questions: Sequence) -> str:
 
 
 class _Answers:
-    """Answers of one run, in memory and, line by line, in a file that survives a kill."""
+    """Answers of one run, in memory and, line by line, in a file that survives a kill; each process has a file of its own."""
 
-    def __init__(self, folder: Path | None, settings: dict[str, Any]):
+    def __init__(self, folder: Path | None, settings: dict[str, Any], process: int = 0):
         self.given: dict[int, str] = {}
         self.folder, self.file = None, None
         if folder is None:
@@ -239,17 +253,19 @@ class _Answers:
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
         self.folder = Path(folder) / settings["task"] / f"{settings['label']}-{key}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
-        path = self.folder / "predictions.jsonl"
+        if process == 0:
+            (self.folder / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
+        own = self.folder / ("predictions.jsonl" if process == 0 else f"predictions-{process}.jsonl")
+        own.touch()
         whole = 0
-        if path.exists():
+        for path in self.folder.glob("predictions*.jsonl"):
             for line in path.read_bytes().splitlines(keepends=True):
                 if not line.endswith(b"\n"):
                     break  # the kill came in the middle of this line
                 entry = json.loads(line)
                 self.given[entry["index"]] = entry["answer"]
-                whole += len(line)
-        self.file = path.open("ab")
+                whole += len(line) if path == own else 0
+        self.file = own.open("ab")
         self.file.truncate(whole)
 
     def add(self, indices: Sequence[int], answers: Sequence[str]) -> None:
@@ -258,6 +274,51 @@ class _Answers:
             lines = (json.dumps({"index": index, "answer": answer}) + "\n" for index, answer in zip(indices, answers))
             self.file.write("".join(lines).encode())
             self.file.flush()
+
+    def join(self) -> None:
+        """Make one file of those that several processes wrote."""
+        parts = sorted(self.folder.glob("predictions-*.jsonl"))
+        if parts:
+            lines = (json.dumps({"index": index, "answer": self.given[index]}) + "\n" for index in sorted(self.given))
+            joined = self.folder / "predictions.joined"
+            joined.write_text("".join(lines))
+            joined.replace(self.folder / "predictions.jsonl")
+        for part in parts:
+            part.unlink()
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+
+class Processes:
+    """The processes that `accelerate launch` started for one run; a process on its own is the first of one.
+
+    Attributes
+    ----------
+    index, count : int
+        Which process this is, from 0, and how many there are.
+    """
+
+    def __init__(self):
+        self.index, self.count = 0, 1
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            from accelerate import PartialState
+
+            # who is done first waits for the others, however long
+            state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+            self.index, self.count = state.process_index, state.num_processes
+
+    @property
+    def main(self) -> bool:
+        return self.index == 0
+
+    def gather(self, thing: Any) -> list:
+        """What each process has, on every process; it waits for all."""
+        if self.count == 1:
+            return [thing]
+        from accelerate.utils import gather_object
+
+        return gather_object([thing])
 
 
 # ------------------------------------------------------------------------------------------------ answering
@@ -330,9 +391,11 @@ class _Seen:
         before = {number - 1 for look in looks if look for number in look if number}
         hooks = [self.layers[number].register_forward_hook(partial(self._note, number)) for number in before]
         first = sorted(set(sources))
-        features = model.get_image_features(pixel_values=inputs["pixel_values"][first], return_dict=True).pooler_output
-        for hook in hooks:
-            hook.remove()
+        try:
+            features = model.get_image_features(pixel_values=inputs["pixel_values"][first], return_dict=True).pooler_output
+        finally:
+            for hook in hooks:
+                hook.remove()
         index = [first.index(source) for source in sources]
         self.features = [features[row] for row in index]
         self.states = {number: states[index] for number, states in self.states.items()}
@@ -363,12 +426,24 @@ class _Seen:
 
 
 def prompt_size(model, processor, question) -> tuple[int, int]:
-    """Tokens of the prompt that a question becomes, and how many of them are image tokens."""
+    """Tokens of the prompt that a question becomes, and how many of them are image tokens.
+
+    Raises
+    ------
+    ValueError
+        If none of them is one.
+    """
     pictures = _pictures(question)
     text = _prompt(processor, question, len(pictures))
     ids = processor(text=[text], images=pictures, return_tensors="pt")["input_ids"]
     family, body, _ = families.find(model)
-    image = torch.isin(ids, torch.tensor(families.image_token_ids(body.config, family)))
+    wanted = families.image_token_ids(body.config, family)
+    image = torch.isin(ids, torch.tensor(wanted))
+    if not image.any():
+        raise ValueError(
+            f"the prompt of {model.name_or_path or type(model).__name__} holds no image token (id {', '.join(map(str, wanted))}), so "
+            "nothing can be pruned; give a model whose processor and chat template put images into the prompt"
+        )
     return ids.shape[1], int(image.sum())
 
 
@@ -479,8 +554,12 @@ def sweep(
     batch: int = 16,
     tokens: int = 8,
     progress: bool | Callable[[int], Any] = True,
+    skip_bad: bool = False,
 ) -> list[Record]:
     """Measure several methods on a task, each picture seen once by the vision tower for all of them.
+
+    Under `accelerate launch` each process answers its share of the batches, which are those of a process on its own, and all of
+    them return the records of the whole.
 
     Parameters
     ----------
@@ -497,11 +576,15 @@ def sweep(
     limit : int, optional
         Only the first questions; groups that are scored together stay whole.
     batch : int
-        Questions a call. Padding and batching may move the last bits of a result.
+        Questions a call; halved, with a warning, where memory does not suffice. Padding and batching may move the last bits of a
+        result.
     tokens : int
         Longest answer.
     progress : bool or callable
         Whether to show a bar; or what is called with the number of answers that came, for a bar of the caller's.
+    skip_bad : bool
+        Whether questions that cannot be read, or whose picture cannot, are left out of answers and metrics, with a warning;
+        `environment["skipped"]` then says which.
 
     Returns
     -------
@@ -512,21 +595,54 @@ def sweep(
     ------
     ValueError
         For a task that is not known, with the nearest names.
+    Stopped
+        For a picture that is missing or does not decode, and where memory does not suffice for one question. What was answered
+        is kept.
     """
-    found, asked = find_task(task), asked_of(task, limit)
-    settings = settings_of(model, methods, task, limit, tokens)
-    runs = [_Answers(folder and Path(folder), setting) for setting in settings]
+    with passing_over(skip_bad) as unread:
+        found, asked = find_task(task), asked_of(task, limit)
+        settings = settings_of(model, methods, task, limit, tokens)
+    processes = Processes()
+    runs = [_Answers(folder and Path(folder), setting, processes.index) for setting in settings]
+    _exchange(processes, runs)
 
     started = time.perf_counter()
     done = sum(len(run.given) for run in runs)
-    shown = progress is True
-    bar = tqdm(total=len(asked) * len(runs), initial=done, desc=task, unit="q", disable=not shown, dynamic_ncols=True)
     missing = [index for index in range(len(asked)) if any(index not in run.given for run in runs)]
-    for start in range(0, len(missing), batch):
-        indices = missing[start : start + batch]
+    # whole batches, for another padding may move last bits
+    todo = deque([missing[start : start + batch] for start in range(0, len(missing), batch)][processes.index :: processes.count])
+    ours = sum(index not in run.given for indices in todo for index in indices for run in runs)
+    shown = progress is True and processes.main
+    bar = tqdm(total=done + ours, initial=done, desc=task, unit="q", disable=not shown, dynamic_ncols=True)
+    skipped: dict[int, str] = {}
+    while todo:
+        indices = todo.popleft()
         # after a kill some methods have this batch already
         needing = [number for number, run in enumerate(runs) if any(index not in run.given for index in indices)]
-        answers = answer(model, processor, [asked[i] for i in indices], [methods[n] for n in needing], tokens=tokens)
+        try:
+            answers = _answer(model, processor, [asked[i] for i in indices], [methods[n] for n in needing], tokens)
+        except (ValueError, OSError):
+            bad = _without_picture(task, asked, indices)
+            if not bad:
+                raise
+            if not skip_bad:
+                first = next(iter(bad.values()))
+                raise Stopped(f"{first}; what was answered is kept, --skip-bad leaves such questions out") from None
+            skipped |= bad
+            warnings.warn("left out: " + "; ".join(bad.values()), stacklevel=2)
+            todo.extendleft([[index for index in indices if index not in bad]] if len(bad) < len(indices) else [])
+            continue
+        if answers is None:
+            if len(indices) == 1:
+                raise Stopped(
+                    f"{task}, question {indices[0] + 1}: out of memory with one question at a time; what was answered is kept, "
+                    "give a smaller model, a smaller --dtype or a larger device"
+                )
+            half = (len(indices) + 1) // 2
+            warnings.warn(f"out of memory with {len(indices)} questions at a time; going on with {half}", stacklevel=2)
+            rest = [index for each in (indices, *todo) for index in each]
+            todo = deque(rest[start : start + half] for start in range(0, len(rest), half))
+            continue
         for number, texts in zip(needing, answers):
             run = runs[number]
             new = [(index, text) for index, text in zip(indices, texts) if index not in run.given]
@@ -535,6 +651,14 @@ def sweep(
             if callable(progress):
                 progress(len(new))
     bar.close()
+    for run in runs:
+        if run.file:
+            run.file.close()
+    _exchange(processes, runs)
+    for each in processes.gather(skipped):
+        skipped |= each
+    if len(skipped) == len(asked):
+        raise Stopped(f"{task}: no question is left; {next(iter(skipped.values()))}")
 
     environment = {
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine() + " CPU",
@@ -544,20 +668,52 @@ def sweep(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "seconds": round(time.perf_counter() - started, 1),
-        "answered": len(asked) * len(runs) - done,
+        "answered": sum(len(run.given) for run in runs) - done,
     }
-    records = []
+    if unread or skipped:
+        environment["skipped"] = [*unread, *(skipped[index] for index in sorted(skipped))]
+    kept = [index for index in range(len(asked)) if index not in skipped]
+    questions, records = [asked[index] for index in kept], []
     for run, setting in zip(runs, settings):
-        answers = [run.given[index] for index in range(len(asked))]
-        metrics = intervals(found, asked, answers)
-        if run.folder:
-            run.file.close()
+        answers = [run.given[index] for index in kept]
+        metrics = intervals(found, questions, answers)
+        if run.folder and processes.main:
+            run.join()
             written = {name: asdict(metric) for name, metric in metrics.items()}
             (run.folder / "metrics.json").write_text(json.dumps(written, indent=1) + "\n")
             if environment["answered"] or not (run.folder / "environment.json").exists():
                 (run.folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
-        records.append(Record(run.folder, setting, metrics, environment, asked, answers))
+        records.append(Record(run.folder, setting, metrics, environment, questions, answers))
+    processes.gather(None)                                  # nobody begins anew before the files are joined
     return records
+
+
+def _exchange(processes: Processes, runs: Sequence[_Answers]) -> None:
+    """Tell each process the answers of all."""
+    for theirs in processes.gather([run.given for run in runs]):
+        for run, given in zip(runs, theirs):
+            run.given |= given
+
+
+def _answer(model, processor, questions: Sequence, methods: Sequence[dart.Method | None], tokens: int) -> list[list[str]] | None:
+    """What `answer` gives, or None where memory does not suffice for so many questions."""
+    try:
+        return answer(model, processor, questions, methods, tokens=tokens)
+    except torch.OutOfMemoryError:
+        pass
+    torch.cuda.empty_cache()                                # here, for the error holds on to what was computed
+    return None
+
+
+def _without_picture(task: str, asked: Sequence, indices: Sequence[int]) -> dict[int, str]:
+    """Those of some questions whose pictures cannot be read, each with the reason."""
+    found = {}
+    for index in indices:
+        try:
+            _pictures(asked[index])
+        except (ValueError, OSError) as reason:
+            found[index] = f"{task}, question {index + 1}: {reason}"
+    return found
 
 
 def run(model, method: dart.Method | None, task: str, **options) -> Record:

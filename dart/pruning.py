@@ -16,6 +16,7 @@ later calls are made to measure for these. What happens in the vision tower is i
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 import threading
 from bisect import bisect_right
@@ -107,6 +108,18 @@ def _forget_compiled_code() -> None:
         torch.compiler.reset()
 
 
+class _Untimed:
+    """In place of a stopwatch in compiled code, where nothing has a time of its own."""
+
+    seconds = math.nan
+
+    def stop(self) -> None:
+        """As a stopwatch would be."""
+
+
+_UNTIMED = _Untimed()
+
+
 @dataclass
 class _Kept:
     """What the layers behind one reduction know of it. It lies on the cache that it belongs to."""
@@ -141,6 +154,8 @@ class _Short:
         if mask is not None and not isinstance(mask, Tensor):
             raise ValueError(f"masks of type {type(mask).__name__} cannot be shortened; use eager, sdpa or flash attention")
         if self.entering is None:
+            if mask is None and self.kept.seen is None and self.layer_types[number] == "full_attention":
+                return None                                 # most steps of decoding: nothing to hide, nothing to make
             window = None if self._room(cache) else self.window(number, self.past + self.kept.dropped + args[0].shape[1], cache)
             mask = self._once((mask, window), self._mask_to_continue, number, self._room(cache), args[0])
             return args, {**kwargs, "attention_mask": mask}
@@ -281,7 +296,7 @@ class _Pruner:
     def __init__(self, method: Method, places: tuple[int, ...], family: Family, body: nn.Module, decoder: nn.Module, report: Report):
         self.method, self.family, self.report, self.body, self.decoder = method, family, report, body, decoder
         self.token_ids = image_token_ids(body.config, family)
-        self.signature = inspect.signature(body.forward)
+        self.parameters = list(inspect.signature(body.forward).parameters)
         self.layer_types = layer_types(decoder.config)
         self.sizes: list[tuple[int, int]] = []              # of the pictures, where the family asks for them
         self.tower = Tower(method, family, body, self.sizes) if method.reads_tower else None
@@ -289,6 +304,7 @@ class _Pruner:
         self.places = sorted(self.asked | {0}) if self.tower and self.tower.reduces else list(places)
         if not self.places:
             raise ValueError(f"{type(method).__name__} reduces nowhere: its places are empty, and it does nothing in the tower")
+        self.stages = [bisect_right(self.places, number) - 1 for number in range(len(decoder.layers))]      # of each layer, -1: none
         self.noting = {place: Noting(decoder.layers[place - 1].self_attn, self._wanted) for place in self.places if place > 0}
         self.thread: int | None = None                      # the one that is inside the model
         self._forget()
@@ -324,11 +340,12 @@ class _Pruner:
 
     def _forget(self) -> None:
         self.image_mask: Tensor | None = None
+        self.image_counts: list[int] = []                   # of its rows, on the host
         self.padding: Tensor | None = None
         self.attention_mask = None                          # as the caller gave it
         self.position_ids: Tensor | None = None             # likewise
         self.grid: Tensor | None = None
-        self.prompt: Prompt | None = None
+        self.stayed: list[tuple[int, Tensor, Stopwatch]] = []       # what the report will show of each place
         self.memory: dict = {}
         self.shorts: list[_Short] = []                      # one for each place, in order, as far as this call has come
         self.deepstack: list[Tensor] = []
@@ -340,18 +357,18 @@ class _Pruner:
 
     def _short(self, number: int) -> _Short | None:
         """The reduction that holds for layer `number`."""
-        stage = bisect_right(self.places, number) - 1
+        stage = self.stages[number]
         return self.shorts[stage] if 0 <= stage < len(self.shorts) else None
 
     # ---- hooks, in the order in which a call meets them
 
+    @torch.compiler.disable
     def _enter_body(self, body, args, kwargs):
         if self.thread not in (None, threading.get_ident()):
             raise RuntimeError("two threads call a model inside dart.prune at once; let one wait for the other, or give each its model")
         self.thread = threading.get_ident()
         self._forget()
-        given = self.signature.bind_partial(*args, **kwargs).arguments
-        given = {**given, **given.get("kwargs", {})}
+        given = {**dict(zip(self.parameters, args)), **kwargs}
         self.attention_mask, self.position_ids = given.get("attention_mask"), given.get("position_ids")
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if ids is None and embeds is None or (ids if ids is not None else embeds).shape[1] == 1:
@@ -361,24 +378,32 @@ class _Pruner:
         else:
             tokens = body.get_input_embeddings()(torch.tensor(self.token_ids, device=embeds.device))
             mask = (embeds[:, :, None] == tokens).all(-1).any(-1)
+        image_counts = mask.sum(1).tolist()
         if self.tower is not None:
-            self.tower.refuse_prompt(given, bool(mask.any()))
-        if mask.any():
-            self.image_mask = mask
+            self.tower.refuse_prompt(given, any(image_counts))
+        if any(image_counts):
+            self.image_mask, self.image_counts = mask, image_counts
             self._refuse_prompt(given)
 
+    @torch.compiler.disable
     def _leave_body(self, body, args, output):
         if self.thread == threading.get_ident():
+            if output is not None and self.stayed:          # a prompt was read to the end
+                device = self.padding.device
+                prompt = Prompt(self.image_mask.to(device), self.padding, self.grid, [Stage(*each) for each in self.stayed])
+                self.report._add(prompt, self.shorts[0].entering.element_size())
             self.thread = None
             self._forget()
 
     def _enter_decoder(self, decoder, args, kwargs):
+        if self.image_mask is None:
+            return None
         if isinstance(positions := kwargs.get("position_ids"), Tensor) and positions.ndim == 3:
             self.grid = positions[-3:].int()             # m-RoPE: tells where on the picture a token lies
-        if self.tower is not None and self.image_mask is not None:
+        if self.tower is not None:
             self.tower.reads(kwargs["inputs_embeds"])
         features = kwargs.get("deepstack_visual_embeds")
-        if self.image_mask is None or features is None or self.places[0] >= len(features):
+        if features is None or self.places[0] >= len(features):
             return None
         # The decoder would add them at full length behind layers that are short by then; the hooks do it instead.
         where = kwargs["visual_pos_masks"]
@@ -411,8 +436,7 @@ class _Pruner:
 
     def _restore_length(self, norm, args):
         hidden = args[0]
-        if self.prompt is not None:                      # it was read to the end
-            self.report._add(self.prompt, hidden.element_size())
+        if self.image_mask is not None:
             for short in reversed(self.shorts):
                 hidden = short.restore(hidden)
         return (hidden, *args[1:])
@@ -425,14 +449,14 @@ class _Pruner:
         if before is None:
             image = self.image_mask.to(device)
             self.padding = padding = self._padding(image, mask)
-            self.prompt = Prompt(image, padding, self.grid, [])
         else:
             index = before.index.to(device)
             image, padding = (each.to(device).take_along_dim(index, 1) for each in (self.image_mask, self.padding))
             if before.real is not None:
                 image, padding = image & before.real.to(device), padding | ~before.real.to(device)
         view = self._view(place, hidden, image, padding)
-        stopwatch = Stopwatch(device)
+        compiled = torch.compiler.is_compiling()
+        stopwatch = _UNTIMED if compiled else Stopwatch(device)
         stays, states = answer(self.method, self.method.select, view) if place in self.asked else (image, hidden)
         if place == 0 and self.tower and self.tower.reduces:
             stays = stays & self.tower.left(image)
@@ -442,7 +466,8 @@ class _Pruner:
             stays &= before.real.to(device)
         counts = stays.sum(1)
         last = view.last_token
-        longest, shortest, all_last = torch.stack([counts.amax(), counts.amin(), stays.take_along_dim(last, 1).all()]).tolist()
+        found = torch.stack([counts.amax(), counts.amin(), stays.take_along_dim(last, 1).all()])
+        longest, shortest, all_last = self._planned(place, found) if compiled else found.tolist()
         if not all_last:
             raise ValueError("the last token of a prompt is an image token that was dropped, but generation goes on from the last "
                              "token; put text behind the image")
@@ -460,8 +485,22 @@ class _Pruner:
         self.shorts.append(_Short(kept, self, entering=hidden, local=local))
         held = torch.ones_like(index, dtype=torch.bool) if real is None else real
         stayed = torch.zeros(len(index), length, dtype=torch.bool, device=device).scatter(1, index, held)
-        self.prompt.stages.append(Stage(place, stayed & self.image_mask.to(device), stopwatch))
+        self.stayed.append((place, stayed & self.image_mask.to(device), stopwatch))
         return states.take_along_dim(local[..., None], dim=1)
+
+    def _planned(self, place: int, found: Tensor) -> tuple[int, int, bool]:
+        """What `found` will say, (longest row, shortest row, whether all last tokens stay), by the plan of the method.
+
+        Code compiled by torch has shapes of its own for every length, and none for a length that is still to be computed.
+        """
+        n_layers, length = len(self.layer_types), self.image_mask.shape[1]
+        lengths = [length - count + self.method.kept(count, n_layers)[place] for count in self.image_counts]
+        longest, shortest = max(lengths), min(lengths)
+        torch._assert_async(
+            (found[0] == longest) & (found[1] == shortest) & (found[2] == 1),
+            "the method kept another number of image tokens than its plan, or dropped the last token of a prompt; run this prompt uncompiled",
+        )
+        return longest, shortest, True
 
     def _view(self, place: int, hidden: Tensor, image: Tensor, padding: Tensor) -> View:
         common = dict(

@@ -486,21 +486,27 @@ class Experiment:
         return list(first.values())[:most]
 
     def table(self, keep: int):
-        """Scores of a budget as a data frame, the unpruned model first: each with the interval of its paired difference to that."""
+        """Scores of a budget as a data frame, in percent, sums as they are; the unpruned model first, all others with the
+        interval of their paired difference to it."""
         from pandas import DataFrame
 
         def cell(row: Row, task: str) -> str:
             found, plain = self.of(row, task), self.of(self.unpruned, task)
             if found is None or plain is None:
                 return "not run"
-            if row.keep is None:
-                return str(results.mean_score(found))
-            difference = results.mean_difference(found, plain[0])
-            return f"{results.mean_score(found).value:.3f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+            score = results.mean_score(found)
+            scale, digits = (1, 0) if scores_sum(task) else (100, 1)
+            spread, sign = (score, "") if row.keep is None else (results.mean_difference(found, plain[0]), "+")
+            low, high = (f"{round(scale * each, digits) + 0.0:{sign}.{digits}f}" for each in (spread.low, spread.high))
+            return f"{scale * score.value:.{digits}f} [{low},\u00a0{high}]".replace("-", "−")
 
         def whole(row: Row) -> str:
             average = self.average(row)
             return "not run" if average is None else percent(average.interval)
+
+        def scores_sum(task: str) -> bool:
+            """Whether a metric is a sum, as MME's, and not a share."""
+            return any(run.metrics[metric[task]].high > 1 for run in self.of(self.unpruned, task))
 
         metric = {task: evaluation.find_task(task).metric for task in self.tasks}
         rows = [self.unpruned, *self.at(keep)]

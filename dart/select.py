@@ -90,7 +90,7 @@ def dart_keep(
     budget = n_image if keep is None else n_image.minimum(keep) if isinstance(keep, Tensor) else n_image.clamp(max=min(keep, length))
     n_from_image = torch.full_like(n_image, image_pivots).masked_fill(n_text == 0, max(image_pivots, 1)).minimum(budget)
 
-    scores = keys.float().abs().sum((1, 3)) if pivot_scores is None else pivot_scores
+    scores = torch.linalg.vector_norm(keys.float(), ord=1, dim=(1, 3)) if pivot_scores is None else pivot_scores
     is_pivot = _strongest(scores, image, n_from_image) | _strongest(scores, text, n_text)
     most = min(max(image_pivots, 1) + text_pivots, length)
     order = _released_order(is_pivot, image, scores, real, most) if pivot_order == "released" else _order(
@@ -106,9 +106,11 @@ def dart_keep(
         quota = each[:, None] + (turn < (share - each * n_pivots)[:, None])
     quota = quota.masked_fill(turn >= n_pivots[:, None], 0)
 
-    directions = normalize(hidden.float(), dim=-1)
-    pivots = directions.take_along_dim(order[..., None], dim=1)
-    duplication = pivots @ directions.transpose(1, 2)                          # (batch, pivots, length)
+    # Divided by the norms at the end: a copy of all states in unit length would take longer than everything else here.
+    states = hidden.float()
+    pivots = normalize(states.take_along_dim(order[..., None], dim=1), dim=-1)
+    norms = torch.linalg.vector_norm(states, dim=-1).clamp(min=1e-12)
+    duplication = pivots @ states.transpose(1, 2) / norms[:, None]             # (batch, pivots, length)
 
     kept = image & is_pivot
     candidates = image & ~is_pivot

@@ -9,7 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from dart.methods import DART
+from dart.methods.base import View
 from dart.select import dart_keep
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_selection.json").read_text())
@@ -246,6 +249,42 @@ def test_what_is_refused(change, words):
     given |= change
     with pytest.raises(ValueError, match=words):
         dart_keep(given.pop("hidden"), given.pop("keys"), given.pop("image_mask"), **given)
+
+
+class NoLookAtNumbers(TorchDispatchMode):
+    """Refuses what would make the host wait for a device: reading numbers, shapes that depend on them, numbers sent from the host."""
+
+    refused = {
+        torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default, torch.ops.aten.nonzero.default,
+        torch.ops.aten.masked_select.default, torch.ops.aten.equal.default, torch.ops.aten.lift_fresh.default,
+    }
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in self.refused or func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("order", ["sorted", "norm"])
+@pytest.mark.parametrize("budget", [dict(keep=8), dict(per_pivot=2), dict(reduction_ratio=0.7)], ids=lambda budget: next(iter(budget)))
+def test_nothing_in_the_selection_of_equal_samples_looks_at_numbers(budget, order):
+    image = torch.zeros(2, 30, dtype=torch.bool)
+    image[:, 4:24] = True
+    given = torch.randn(2, 30, 16), torch.randn(2, 2, 30, 8), torch.randn(2, 2, 30, 8), image, torch.zeros_like(image)
+    method = DART(**budget, pivot_order=order)
+    # meta tensors have no numbers that `tolist` or `numpy` could read past the mode
+    for device in ("cpu", "meta"):
+        view = View(*(each.to(device) for each in given))
+        with NoLookAtNumbers():
+            kept = method.select(view)
+        assert (kept.shape, kept.device.type) == (image.shape, device)
+
+
+def test_the_released_order_does_look_at_numbers():
+    """So that the test above is known to see it."""
+    states, image = torch.randn(1, 6, 4), torch.tensor([[True] * 4 + [False] * 2])
+    with NoLookAtNumbers(), pytest.raises(AssertionError, match="waits for the device"):
+        dart_keep(states, states[:, None], image, keep=2, pivot_order="released")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

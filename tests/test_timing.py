@@ -1,9 +1,16 @@
-"""Times belong to their calls, warm-up is not counted, the order turns, and CUDA is waited for."""
+"""Times belong to their calls and stages, warm-up is not counted, the order turns, and CUDA is waited for."""
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
+from tiny import CONFIGS, LAYERS, tiny
+from torch.utils.flop_counter import FlopCounterMode
 
-from dart import timing
+import dart
+from dart import cost, evaluation, timing
+from dart.cli import main
 
 
 @pytest.fixture
@@ -63,3 +70,276 @@ def test_the_device_is_waited_for_before_and_after_each_call(monkeypatch):
 def test_nothing_to_measure_is_refused(wrong):
     with pytest.raises(ValueError, match="give"):
         timing.interleaved(**{"calls": {"a": lambda: None}, **wrong})
+
+
+# ------------------------------------------------------------------------------------------------ the bench
+
+TOY = cost.Machine("toy", 1e9, 1e9)
+
+
+@dataclass(frozen=True)
+class Slow(dart.Random):
+    """Random, but a second of the fake clock goes by."""
+
+    def select(self, view):
+        CLOCK[0] += 1
+        return super().select(view)
+
+
+CLOCK = [0.0]
+
+
+@pytest.fixture
+def stages_by_clock(monkeypatch):
+    """The tiny LLaVA: its tower takes 100 seconds, its first decoder layer 10 every time it is called."""
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: CLOCK[0])
+    model = tiny("llava")
+
+    def takes(seconds):
+        def hook(*_):
+            CLOCK[0] += seconds
+        return hook
+
+    handles = [model.model.vision_tower.register_forward_hook(takes(100)),
+               model.model.language_model.layers[0].register_forward_hook(takes(10))]
+    yield model
+    for handle in handles:
+        handle.remove()
+
+
+def test_every_second_belongs_to_its_stage(stages_by_clock):
+    plain, pruned = timing.bench(stages_by_clock, {"slow": Slow(4, seed=0)}, machine=TOY, batch=2, new_tokens=4, rounds=3)
+    same = {"vision": [100] * 3, "prefill": [10] * 3, "decode": [30] * 3}
+    assert plain.seconds == {**same, "selection": [0] * 3, "total": [140] * 3}
+    assert pruned.seconds == {**same, "selection": [1] * 3, "total": [141] * 3}
+    assert pruned.per_token.tolist() == [10] * 3
+    assert timing.speedup(plain, pruned, *timing.READING)[0] == 110 / 111
+
+
+def test_a_run_says_what_was_read_and_what_that_costs():
+    model = tiny("llava")
+    plain, pruned = timing.bench(model, {"dart": dart.DART(9)}, machine=TOY, batch=2, new_tokens=3, text_tokens=20, rounds=1)
+    assert (plain.label, plain.image_tokens, plain.text_tokens, plain.patches) == ("unpruned", 36, 20, [36])
+    assert plain.lengths == [56] * LAYERS
+    assert pruned.lengths == [56, 56, 29, 29, 29]
+    work = cost.stages(model.config, pruned.lengths, [36], batch=2, new_tokens=3, dtype=torch.float32)
+    assert pruned.flops == {stage: cost.total_flops(steps) for stage, steps in work.items()}
+    assert pruned.roofline == {stage: cost.roofline(steps, TOY) for stage, steps in work.items()}
+    assert plain.peak_bytes is None
+    both = [sum(cost.layer_flops(model.config, run.lengths)) + cost.head_flops(model.config) for run in (plain, pruned)]
+    assert timing.limit(plain, pruned, "prefill", "selection") == both[0] / both[1]
+
+
+def test_eager_attention_is_counted_in_full():
+    runs = [timing.bench(tiny("llava"), {}, machine=TOY, attention=name, rounds=1)[0] for name in ("eager", "sdpa")]
+    assert runs[0].flops["prefill"] > runs[1].flops["prefill"]
+
+
+def test_an_answer_has_as_many_tokens_as_were_asked_for():
+    model = tiny("llava")
+    calls = []
+    handle = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    timing.bench(model, {}, machine=TOY, new_tokens=5, rounds=1, warmup=1)
+    handle.remove()
+    assert len(calls) == 2 * 5
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "sdpa-flash"])
+def test_plain_and_pruned_take_turns_under_one_kernel(monkeypatch, attention):
+    model, said = tiny("llava"), []
+    answer = timing.answer
+
+    def listening(model, inputs, method, new_tokens):
+        used = {each._attn_implementation for each in (model.config, model.config.text_config, model.config.vision_config)}
+        said.append((method, *used, torch.backends.cuda.math_sdp_enabled()))
+        return answer(model, inputs, method, new_tokens)
+
+    monkeypatch.setattr(timing, "answer", listening)
+    method = dart.Random(4, seed=0)
+    timing.bench(model, {"random": method}, machine=TOY, attention=attention, rounds=2, warmup=1)
+    kernel = (attention.removesuffix("-flash"), attention != "sdpa-flash")
+    assert said == [(each, *kernel) for each in (method, None, None, method, method, None)]
+
+
+def test_a_model_is_left_as_it_was():
+    @dataclass(frozen=True)
+    class Fails(dart.Method):
+        def select(self, view):
+            raise KeyError("planted")
+
+    model = tiny("llava")
+    with torch.no_grad():
+        model(**timing.example(model.config)[0], output_hidden_states=True)
+
+    def hooks():
+        return [(*module._forward_hooks, *module._forward_pre_hooks) for module in model.modules()]
+
+    before = hooks()
+    with pytest.raises(KeyError, match="planted"):
+        timing.bench(model, {"fails": Fails()}, machine=TOY, attention="eager", rounds=1)
+    assert "get_image_features" not in vars(model.model)
+    assert model.config._attn_implementation == "sdpa"
+    assert hooks() == before
+
+
+def test_kernels_that_cannot_be_had_are_refused():
+    with pytest.raises(ValueError, match="give one of eager, sdpa, sdpa-flash, flash_attention_2"):
+        timing.bench(tiny("llava"), {}, machine=TOY, attention="flash")
+    with pytest.raises(ValueError, match="needs the package flash-attn and a CUDA device"):
+        timing.bench(tiny("llava"), {}, machine=TOY, attention="flash_attention_2")
+
+
+# ------------------------------------------------------------------------------------------------ models and prompts
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "phi4_multimodal"])
+def test_a_prompt_of_every_family_is_read_pruned_and_has_the_patches_it_says(name):
+    model = tiny(name, "eager")
+    inputs, patches = timing.example(model.config, batch=2, text_tokens=11, grid=(4, 8))
+    with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
+        body = model.model
+        more = {key: inputs[key] for key in ("image_sizes", "image_grid_thw") if key in inputs}
+        body.get_image_features(inputs["pixel_values"], **more)
+    assert 2 * (cost.vision_flops(model.config, patches) + cost.projector_flops(model.config, patches)) == pytest.approx(
+        counter.get_total_flops(), rel=0.01)
+    tiny(name)
+    with dart.prune(model, dart.Random(4, seed=0)) as report, torch.no_grad():
+        model.generate(**inputs, max_new_tokens=2)
+    read = report.samples[1]
+    assert timing.prompt_size(model.config, text_tokens=11, grid=(4, 8)) == (read.length, len(read.image))
+    assert read.length - len(read.image) == 11
+
+
+def test_prompts_that_cannot_be_made_are_refused():
+    with pytest.raises(ValueError, match="'phi4_multimodal'; described are llava"):
+        timing.example(CONFIGS["phi4_multimodal"]())
+    with pytest.raises(ValueError, match="text_tokens=3; give 4 or more"):
+        timing.example(CONFIGS["llava"](), text_tokens=3)
+
+
+def test_a_shape_is_built_in_full_in_its_dtype_where_it_stays(monkeypatch):
+    made = timing.build("llava-1.5-7b", device="meta")
+    assert {(each.device.type, each.dtype) for each in made.parameters()} == {("meta", torch.bfloat16)}
+    assert len(made.model.language_model.layers) == 32
+    assert sum(each.nbytes for each in made.parameters()) == cost.weight_bytes(cost.shape("llava-1.5-7b"))
+    small = timing.build(CONFIGS["llava"](), device="cpu")
+    assert {each.dtype for each in small.parameters()} == {torch.bfloat16} and not small.training
+    assert all(each.isfinite().all() for each in small.parameters())
+    with pytest.raises(ValueError, match="no shape named 'llava'"):
+        timing.build("llava", device="cpu")
+
+
+def test_a_machine_is_as_good_as_its_best_turn(monkeypatch):
+    turns = {"product": np.array([2.0, 1.0]), "copy": np.array([0.5, 4.0])}
+    monkeypatch.setattr(timing, "interleaved", lambda calls, rounds: turns)
+    found = timing.measure("cpu", torch.float32, size=10)
+    assert (found.flops, found.bandwidth) == (2 * 10**3, 2 * 16 * 10**2 * 4 / 0.5)
+    assert found.name.endswith("measured")
+
+
+# ------------------------------------------------------------------------------------------------ records
+
+
+def made(label, prefill, flops, **more):
+    seconds = {"vision": [1.0] * 3, "prefill": prefill, "selection": [0.0] * 3, "decode": [0.0] * 3, "total": [9.0] * 3}
+    work = {"vision": 10, "prefill": flops, "decode": 0}
+    given = dict(attention="sdpa", batch=1, new_tokens=1, text_tokens=5, image_tokens=36, lengths=[41] * LAYERS, patches=[36],
+                 peak_bytes=None, roofline={"vision": 1.0, "prefill": flops / 10, "decode": 0.0})
+    return timing.Run(label=label, seconds=seconds, flops=work, **{**given, **more})
+
+
+PLAIN, PRUNED = made("unpruned", [4.0, 40.0, 4.0], 90), made("dart-4", [2.0, 20.0, 3.0], 40)
+WHERE = {"device": "x86_64 CPU, 1 thread", "date": "2026-01-02 03:04:05"}
+RECORD = timing.Record("toy", "random", "float32", TOY, WHERE, [PLAIN, PRUNED])
+
+
+def test_rounds_are_compared_each_within_itself():
+    assert timing.speedup(PLAIN, PRUNED, "prefill")[0] == 2        # the slow second round slowed both
+    middle, low, high = timing.speedup(PLAIN, PRUNED, "vision", "prefill")
+    assert low <= middle <= high and middle == 5 / 3
+    assert timing.limit(PLAIN, PRUNED, *timing.READING) == 2
+    assert timing.limit(PLAIN, PRUNED, *timing.READING, by="roofline") == 2
+
+
+def test_a_record_comes_back_as_it_was_and_is_never_overwritten(tmp_path):
+    place = RECORD.write(tmp_path / "new")
+    assert place.name == "toy-x86-64-cpu-1-thread-2026-01-02-03-04-05.json"
+    assert timing.read(place) == RECORD
+    with pytest.raises(FileExistsError):
+        RECORD.write(tmp_path / "new")
+
+
+def test_records_are_found_by_model_the_latest_last(tmp_path):
+    assert timing.records(folder=tmp_path) == []
+    dates = ("2026-02-01 00:00:00", "2026-01-03 00:00:00")
+    for date in dates:
+        replace(RECORD, environment={**WHERE, "date": date}).write(tmp_path)
+    replace(RECORD, model="other").write(tmp_path)
+    assert [record.environment["date"] for record in timing.records("toy", tmp_path)] == sorted(dates)
+    assert len(timing.records(folder=tmp_path)) == 3
+
+
+def test_the_stored_records_are_sound():
+    for record in timing.records():
+        assert record.runs and record.environment["commit"]
+        for plain, *others in record.settings():
+            assert plain.label == "unpruned" and others
+            assert all(min(run.seconds["total"]) > 0 for run in (plain, *others))
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-30], lambda text: text.replace('"label"', '"name"'), lambda text: "[]"])
+def test_damaged_records_are_refused(tmp_path, damage):
+    place = RECORD.write(tmp_path)
+    place.write_text(damage(place.read_text()))
+    with pytest.raises(ValueError, match="cannot be read: .*; make it anew with dart bench"):
+        timing.read(place)
+
+
+def test_runs_are_compared_with_the_plain_model_they_took_turns_with():
+    slower = replace(PLAIN, seconds={**PLAIN.seconds, "prefill": [8.0, 80.0, 8.0]})
+    record = replace(RECORD, runs=[PLAIN, PRUNED, slower, PRUNED])
+    assert record.settings() == [[PLAIN, PRUNED], [slower, PRUNED]]
+    assert [row["first word: measured"][:5] for row in record.table()] == ["", "1.67x", "", "3.00x"]
+    assert record.table()[1]["first word: FLOPs limit"] == "2.00x"
+    assert record.table()[0]["peak, MiB"] == "not measured"
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def test_the_command_prints_stages_beside_limits_and_writes_a_record(tmp_path, capsys):
+    call = ["bench", "--new-tokens", "1", "2", "--rounds", "1", "--machine", "h100"]
+    assert main([*call, "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "bundled" in out and "FLOPs limit" in out and "dart-64" in out and "roofline of H100 80 GB, data sheet" in out
+    record = timing.read(*tmp_path.iterdir())
+    assert [len(setting) for setting in record.settings()] == [2, 2]
+    assert record.environment["torch"] == torch.__version__
+    assert record.runs[1].lengths == [636] * 2 + [124] * 6
+
+
+def test_the_suite_writes_down_what_cannot_be_run_and_goes_on(tmp_path, capsys, monkeypatch):
+    case = timing.Case("llava-1.5-7b", keep=(4,), attention=("flash_attention_2", "sdpa"))
+    monkeypatch.setattr(timing, "SMALL", (case,))
+    monkeypatch.setattr(timing, "build", lambda *_, **options: tiny("llava"))
+    common = ["--rounds", "1", "--machine", "h100", "--device", "cpu", "--out", str(tmp_path)]
+    assert main(["bench", "--suite", *common]) == 0
+    record = timing.read(*tmp_path.iterdir())
+    assert record.weights == "random" and record.model == "llava-1.5-7b"
+    assert [run.attention for run in record.runs] == ["sdpa"] * 2
+    assert "flash-attn" in record.not_run[0]["why"]
+    assert "not run: " in capsys.readouterr().out
+    assert main(["bench", "--random-weights", "llava-1.5-7b", "--attn", "flash_attention_2", *common]) == 2
+    assert main(["bench", "--random-weights", "llava-next-7b", "--suite", *common]) == 2
+    assert "has no cases of llava-next-7b; it has llava-1.5-7b" in capsys.readouterr().err
+
+
+def test_the_suite_for_cuda_names_what_there_is():
+    assert {case.model for case in timing.LARGE} == set(cost.SHAPES)
+    assert {case.model for case in timing.SMALL} == {None}
+    for case in (*timing.SMALL, *timing.LARGE):
+        assert all(evaluation.find_method(name, 64) is not None for name in case.methods)
+        assert set(case.attention) <= set(timing.ATTENTION)
+    whole = [case for case in timing.LARGE if case.model == "llava-1.5-7b"]
+    assert {batch for case in whole for batch in case.batch} == {1, 2, 4, 8, 16}
+    assert {new for case in whole for new in case.new_tokens} == {1, 8, 32, 128}

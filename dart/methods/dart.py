@@ -91,7 +91,7 @@ class DART(Method):
 
     def select(self, view: View) -> Tensor:
         return dart_keep(
-            view.normed_hidden_states,
+            view.final_norm(view.hidden_states),        # not the cached property, whose lock torch.compile cannot trace in Python 3.11
             view.keys,
             view.image_mask,
             keep=self._keep(view.image_mask.sum(1)),
@@ -120,5 +120,6 @@ class DART(Method):
         if signal == "attention":
             scores = view.attention(view.last_token).mean((1, 2))
         else:
-            scores = (view.keys if signal == "key-norm" else view.values).float().abs().sum((1, 3))
+            read = view.keys if signal == "key-norm" else view.values
+            scores = torch.linalg.vector_norm(read.float(), ord=1, dim=(1, 3))
         return scores if end == "max" else -scores

@@ -6,6 +6,8 @@ import base64
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -104,6 +106,39 @@ class Benchmark:
 # ------------------------------------------------------------------------------------------------ reading
 
 
+_passed: ContextVar[dict[str, None] | None] = ContextVar("passed", default=None)
+
+
+@contextmanager
+def passing_over(wanted: bool = True) -> Iterator[dict[str, None]]:
+    """Inside the block entries of question files that are no questions are passed over, if that is wanted, and noted.
+
+    A file that is missing or cannot be read at all is an error all the same.
+
+    Yields
+    ------
+    dict
+        Whose keys say what was passed over, each once however often its file is read.
+    """
+    noted: dict[str, None] = {}
+    before = _passed.set(noted if wanted else _passed.get())
+    try:
+        yield noted
+    finally:
+        _passed.reset(before)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Around the reading of one entry: inside `passing_over` a ValueError drops the entry and nothing else."""
+    try:
+        yield
+    except ValueError as reason:
+        if _passed.get() is None:
+            raise
+        _passed.get()[str(reason)] = None
+
+
 def text(path: Path) -> str:
     """What stands in a text file, or a ValueError that names it."""
     try:
@@ -139,10 +174,12 @@ def lines(path: Path) -> Iterator[tuple[str, dict]]:
     """
     for number, line in enumerate(text(path).split("\n"), 1):
         if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except json.JSONDecodeError as reason:
-                raise ValueError(f"{path}, line {number}: not JSON ({reason.msg}): {line.strip()[:60]!r}") from reason
+            with reading():
+                try:
+                    content = json.loads(line)
+                except json.JSONDecodeError as reason:
+                    raise ValueError(f"{path}, line {number}: not JSON ({reason.msg}): {line.strip()[:60]!r}") from reason
+                yield f"{path}, line {number}", content
 
 
 def get(entry: Any, key: str, place: str) -> Any:

@@ -33,15 +33,16 @@ def questions(folder: str | Path | None = None) -> tuple[Question, ...]:
     path = files.need("gqa", "data/testdev_balanced_questions.json", folder)
     asked = []
     for number, entry in base.document(path).items():
-        place = f"{path}, question {number}"
-        text, answer, image, types = (base.get(entry, key, place) for key in ("question", "answer", "imageId", "types"))
-        kind, stratum = (base.get(types, key, place) for key in ("structural", "semantic"))
-        if entry.get("isBalanced", True):
-            asked.append(Question(
-                id=number, text=f"{text}\n{SHORT}", answer=answer, choices=base.YES_NO if answer in base.YES_NO else (),
-                kind=kind, stratum=stratum, picture_key=f"gqa/{image}.jpg",
-                source=files.home("gqa", folder) / "data" / "images" / f"{image}.jpg",
-            ))
+        with base.reading():
+            place = f"{path}, question {number}"
+            text, answer, image, types = (base.get(entry, key, place) for key in ("question", "answer", "imageId", "types"))
+            kind, stratum = (base.get(types, key, place) for key in ("structural", "semantic"))
+            if entry.get("isBalanced", True):
+                asked.append(Question(
+                    id=number, text=f"{text}\n{SHORT}", answer=answer, choices=base.YES_NO if answer in base.YES_NO else (),
+                    kind=kind, stratum=stratum, picture_key=f"gqa/{image}.jpg",
+                    source=files.home("gqa", folder) / "data" / "images" / f"{image}.jpg",
+                ))
     return tuple(asked)
 
 

@@ -50,13 +50,18 @@ def questions(name: str = "mmbench", folder: str | Path | None = None) -> tuple[
         With file and line of a row that is cut short or no question.
     """
     path = files.need(name, files.FILES[name][0].path, folder)
-    asked = [_question(name, path.stem, row, place) for place, row in _rows(path)]
-    pictures = {question.id: question.source for question in asked}
-    for place, question in enumerate(asked):
-        if question.source.isdecimal():  # some releases name the row that holds the picture
-            if int(question.source) not in pictures:
-                raise ValueError(f"{path}, row {question.id}: its picture is in row {question.source}, which is missing")
-            asked[place] = replace(question, source=pictures[int(question.source)])
+    read, asked = [], []
+    for place, row in _rows(path):
+        with base.reading():
+            read.append(_question(name, path.stem, row, place))
+    pictures = {question.id: question.source for question in read}
+    for question in read:
+        with base.reading():
+            if question.source.isdecimal():  # some releases name the row that holds the picture
+                if int(question.source) not in pictures:
+                    raise ValueError(f"{path}, row {question.id}: its picture is in row {question.source}, which is missing")
+                question = replace(question, source=pictures[int(question.source)])
+            asked.append(question)
     return tuple(sorted(asked, key=lambda question: (question.id % ROTATION, question.id)))
 
 
@@ -72,9 +77,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             ended = table.line_num
             for row in table:
                 place, ended = f"{path}, line {ended + 1}", table.line_num  # a row may go over several lines
-                if None in row or None in row.values() or not row["index"].isdecimal() or not row["image"]:
-                    raise ValueError(f"{place}: cut short or broken row {row['index']!r}; get the file again")
-                yield place, row
+                with base.reading():
+                    if None in row or None in row.values() or not row["index"].isdecimal() or not row["image"]:
+                        raise ValueError(f"{place}: cut short or broken row {row['index']!r}; get the file again")
+                    yield place, row
         except (csv.Error, UnicodeDecodeError) as reason:
             raise ValueError(f"{path}, behind line {table.line_num}: broken text ({reason}); get the file again") from reason
 

@@ -52,21 +52,29 @@ def questions(folder: str | Path | None = None) -> tuple[Question, ...]:
         for path in sorted(texts.glob("*.txt")):
             if path.stem not in found:
                 raise FileNotFoundError(f"{path} has no picture {path.stem}.jpg or .png in {pictures}; {source}")
-            numbered = enumerate(base.text(path).splitlines(), 1)
-            rows = [(f"{path}, line {number}", line) for number, line in numbered if line.strip()]
-            if len(rows) != 2:
-                raise ValueError(f"{path} has {len(rows)} questions; MME has two on each picture")
-            for place, line in rows:
-                text, tab, answer = line.strip().partition("\t")
-                if not tab:
-                    raise ValueError(f"{place}: no tab between question and answer: {line[:60]!r}")
-                asked.append(Question(
-                    id=f"{subtask}/{path.stem}", text=f"{text.replace(INSTRUCTION, '').strip()}\n{SHORT}",
-                    answer=base.one_of(answer.strip().lower(), base.YES_NO, place, "answer"), choices=base.YES_NO, kind=subtask,
-                    picture_key=f"{subtask}/{found[path.stem].name}", source=found[path.stem], group=f"{subtask}/{path.stem}",
-                    stratum=STRATA[subtask], entry={"file": path.name, "question": text, "answer": answer.strip()},
-                ))
+            with base.reading():
+                asked += _pair(subtask, path, found[path.stem])
     return tuple(asked)
+
+
+def _pair(subtask: str, path: Path, picture: Path) -> list[Question]:
+    """The two questions of one file, on one picture."""
+    numbered = enumerate(base.text(path).splitlines(), 1)
+    rows = [(f"{path}, line {number}", line) for number, line in numbered if line.strip()]
+    if len(rows) != 2:
+        raise ValueError(f"{path} has {len(rows)} questions; MME has two on each picture")
+    asked = []
+    for place, line in rows:
+        text, tab, answer = line.strip().partition("\t")
+        if not tab:
+            raise ValueError(f"{place}: no tab between question and answer: {line[:60]!r}")
+        asked.append(Question(
+            id=f"{subtask}/{path.stem}", text=f"{text.replace(INSTRUCTION, '').strip()}\n{SHORT}",
+            answer=base.one_of(answer.strip().lower(), base.YES_NO, place, "answer"), choices=base.YES_NO, kind=subtask,
+            picture_key=f"{subtask}/{picture.name}", source=picture, group=f"{subtask}/{path.stem}",
+            stratum=STRATA[subtask], entry={"file": path.name, "question": text, "answer": answer.strip()},
+        ))
+    return asked
 
 
 def label(answer: str) -> str:

@@ -42,15 +42,16 @@ def questions(folder: str | Path | None = None) -> tuple[Question, ...]:
     path = files.need("ocrbench", "OCRBench/OCRBench.json", folder)
     asked = []
     for row, entry in enumerate(base.document(path, list), 1):
-        place = f"{path}, question {row}"
-        image, text, answers, kind = (base.get(entry, key, place) for key in ("image_path", "question", "answers", "type"))
-        base.get(entry, "dataset_name", place)  # which decides how answers are compared
-        answers = (answers,) if isinstance(answers, str) else tuple(answers)
-        asked.append(Question(
-            id=row, text=f"{text}\n{SHORT}", answer=answers[0], choices=(), kind=base.one_of(kind, TYPES, place, "type"),
-            picture_key=f"OCRBench/{image}", source=files.home("ocrbench", folder) / "OCRBench_Images" / image, answers=answers,
-            stratum="Text Recognition" if kind in RECOGNITION else kind, entry=entry,
-        ))
+        with base.reading():
+            place = f"{path}, question {row}"
+            image, text, answers, kind = (base.get(entry, key, place) for key in ("image_path", "question", "answers", "type"))
+            base.get(entry, "dataset_name", place)  # which decides how answers are compared
+            answers = (answers,) if isinstance(answers, str) else tuple(answers)
+            asked.append(Question(
+                id=row, text=f"{text}\n{SHORT}", answer=answers[0], choices=(), kind=base.one_of(kind, TYPES, place, "type"),
+                picture_key=f"OCRBench/{image}", source=files.home("ocrbench", folder) / "OCRBench_Images" / image, answers=answers,
+                stratum="Text Recognition" if kind in RECOGNITION else kind, entry=entry,
+            ))
     return tuple(asked)
 
 

@@ -37,11 +37,12 @@ def questions(folder: str | Path | None = None) -> tuple[Question, ...]:
     for split in SPLITS:
         path = files.need("pope", f"coco/coco_pope_{split}.json", folder)
         for place, entry in base.lines(path):
-            number, image, text, label = (base.get(entry, key, place) for key in ("question_id", "image", "text", "label"))
-            asked.append(Question(
-                id=number, text=f"{text}\n{SHORT}", answer=base.one_of(label, base.YES_NO, place, "label"), choices=base.YES_NO,
-                kind=split, picture_key=f"val2014/{image}", source=files.home("pope", folder) / "val2014" / image, entry=entry,
-            ))
+            with base.reading():
+                number, image, text, label = (base.get(entry, key, place) for key in ("question_id", "image", "text", "label"))
+                asked.append(Question(
+                    id=number, text=f"{text}\n{SHORT}", answer=base.one_of(label, base.YES_NO, place, "label"), choices=base.YES_NO,
+                    kind=split, picture_key=f"val2014/{image}", source=files.home("pope", folder) / "val2014" / image, entry=entry,
+                ))
     return tuple(asked)
 
 

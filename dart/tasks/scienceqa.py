@@ -39,23 +39,24 @@ def questions(folder: str | Path | None = None) -> tuple[Question, ...]:
     problems, test = base.document(path), base.get(base.document(splits), "test", str(splits))
     asked = []
     for number in test:
-        place = f"{path}, problem {number}"
-        if number not in problems:
-            raise ValueError(f"{path} lacks problem {number}, which the test split of {splits.name} names; get both files again")
-        entry = problems[number]
-        text, choices, hint = (base.get(entry, key, place) for key in ("question", "choices", "hint"))
-        image, truth = (base.get(entry, key, place) for key in ("image", "answer"))
-        if not image:
-            continue
-        if not 0 <= truth < len(choices) <= len(LETTERS):
-            raise ValueError(f"{place}: answer {truth} of {len(choices)} choices; there are 1 to {len(LETTERS)}, counted from 0")
-        options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices)]
-        context = [f"Context: {hint}"] if hint else []
-        asked.append(Question(
-            id=number, text="\n".join([*context, text, *options, LETTER]), answer=LETTERS[truth],
-            choices=tuple(LETTERS[: len(choices)]), kind=entry.get("subject", "none"), stratum=entry.get("subject", "none"),
-            picture_key=f"test/{number}/{image}", source=files.home("scienceqa", folder) / "images" / "test" / number / image,
-        ))
+        with base.reading():
+            place = f"{path}, problem {number}"
+            if number not in problems:
+                raise ValueError(f"{path} lacks problem {number}, which the test split of {splits.name} names; get both files again")
+            entry = problems[number]
+            text, choices, hint = (base.get(entry, key, place) for key in ("question", "choices", "hint"))
+            image, truth = (base.get(entry, key, place) for key in ("image", "answer"))
+            if not image:
+                continue
+            if not 0 <= truth < len(choices) <= len(LETTERS):
+                raise ValueError(f"{place}: answer {truth} of {len(choices)} choices; there are 1 to {len(LETTERS)}, counted from 0")
+            options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices)]
+            context = [f"Context: {hint}"] if hint else []
+            asked.append(Question(
+                id=number, text="\n".join([*context, text, *options, LETTER]), answer=LETTERS[truth],
+                choices=tuple(LETTERS[: len(choices)]), kind=entry.get("subject", "none"), stratum=entry.get("subject", "none"),
+                picture_key=f"test/{number}/{image}", source=files.home("scienceqa", folder) / "images" / "test" / number / image,
+            ))
     return tuple(asked)
 
 

@@ -42,19 +42,20 @@ def questions(name: str = "textvqa", folder: str | Path | None = None) -> tuple[
     words = _words(folder) if name == "textvqa" else None
     asked = []
     for row, entry in enumerate(base.get(base.document(path), "data", str(path)), 1):
-        place = f"{path}, question {row}"
-        number, image, text = (base.get(entry, key, place) for key in ("question_id", "image_id", "question"))
-        answers = tuple(entry.get("answers", ()))
-        lines = [text.capitalize(), SHORT]
-        if words is not None:
-            if image not in words:
-                raise ValueError(f"{place}: no OCR tokens for picture {image}; get {LLAVA} or {ROSETTA} again")
-            lines.insert(1, WORDS + words[image])
-        asked.append(Question(
-            id=number, text="\n".join(lines), answer=vqa.commonest(answers), choices=(), kind="text",
-            picture_key=f"train_images/{image}.jpg", source=files.home(name, folder) / "train_images" / f"{image}.jpg",
-            answers=answers,
-        ))
+        with base.reading():
+            place = f"{path}, question {row}"
+            number, image, text = (base.get(entry, key, place) for key in ("question_id", "image_id", "question"))
+            answers = tuple(entry.get("answers", ()))
+            lines = [text.capitalize(), SHORT]
+            if words is not None:
+                if image not in words:
+                    raise ValueError(f"{place}: no OCR tokens for picture {image}; get {LLAVA} or {ROSETTA} again")
+                lines.insert(1, WORDS + words[image])
+            asked.append(Question(
+                id=number, text="\n".join(lines), answer=vqa.commonest(answers), choices=(), kind="text",
+                picture_key=f"train_images/{image}.jpg", source=files.home(name, folder) / "train_images" / f"{image}.jpg",
+                answers=answers,
+            ))
     return tuple(asked)
 
 
@@ -69,10 +70,11 @@ def _words(folder: str | Path | None) -> dict[str, str]:
         return {base.get(row, "image_id", str(path)): ", ".join(base.get(row, "ocr_tokens", str(path))) for row in rows}
     found = {}
     for where, entry in base.lines(place / LLAVA):
-        lines = base.get(entry, "text", where).split("\n")
-        if len(lines) != 3 or not lines[1].startswith(WORDS):
-            raise ValueError(f"{where}: no line {WORDS!r} between question and instruction")
-        found[base.get(entry, "question_id", where)] = lines[1].removeprefix(WORDS)
+        with base.reading():
+            lines = base.get(entry, "text", where).split("\n")
+            if len(lines) != 3 or not lines[1].startswith(WORDS):
+                raise ValueError(f"{where}: no line {WORDS!r} between question and instruction")
+            found[base.get(entry, "question_id", where)] = lines[1].removeprefix(WORDS)
     return found
 
 

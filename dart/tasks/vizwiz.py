@@ -35,15 +35,16 @@ def questions(name: str = "vizwiz", folder: str | Path | None = None) -> tuple[Q
     path = files.need(name, f"{split}.json", folder)
     asked = []
     for row, entry in enumerate(base.document(path, list), 1):
-        place = f"{path}, question {row}"
-        image, text = (base.get(entry, key, place) for key in ("image", "question"))
-        annotators = base.get(entry, "answers", place) if split == "val" else ()
-        answers = tuple(base.get(answer, "answer", place) for answer in annotators)
-        asked.append(Question(
-            id=image, text=f"{text.capitalize()}\n{UNANSWERABLE}\n{SHORT}", answer=vqa.commonest(answers), choices=(),
-            kind=entry.get("answer_type", "all"), picture_key=f"{split}/{image}",
-            source=files.home(name, folder) / split / image, answers=answers,
-        ))
+        with base.reading():
+            place = f"{path}, question {row}"
+            image, text = (base.get(entry, key, place) for key in ("image", "question"))
+            annotators = base.get(entry, "answers", place) if split == "val" else ()
+            answers = tuple(base.get(answer, "answer", place) for answer in annotators)
+            asked.append(Question(
+                id=image, text=f"{text.capitalize()}\n{UNANSWERABLE}\n{SHORT}", answer=vqa.commonest(answers), choices=(),
+                kind=entry.get("answer_type", "all"), picture_key=f"{split}/{image}",
+                source=files.home(name, folder) / split / image, answers=answers,
+            ))
     return tuple(asked)
 
 

@@ -41,16 +41,17 @@ def questions(name: str = "vqav2", folder: str | Path | None = None) -> tuple[Qu
     pictures = files.home(name, folder) / split
     asked = []
     for row, entry in enumerate(base.get(base.document(path), "questions", str(path)), 1):
-        place = f"{path}, question {row}"
-        number, image, text = (base.get(entry, key, place) for key in ("question_id", "image_id", "question"))
-        if split == "val2014" and number not in found:
-            raise ValueError(f"{place}: {number} has no annotation; get questions and annotations of the same split")
-        kind, answers = found.get(number, ("all", ()))
-        file = f"COCO_{split}_{image:012}.jpg"
-        asked.append(Question(
-            id=number, text=f"{text}\n{SHORT}", answer=vqa.commonest(answers), choices=base.YES_NO if kind == "yes/no" else (),
-            kind=kind, picture_key=f"{split}/{file}", source=pictures / file, answers=answers,
-        ))
+        with base.reading():
+            place = f"{path}, question {row}"
+            number, image, text = (base.get(entry, key, place) for key in ("question_id", "image_id", "question"))
+            if split == "val2014" and number not in found:
+                raise ValueError(f"{place}: {number} has no annotation; get questions and annotations of the same split")
+            kind, answers = found.get(number, ("all", ()))
+            file = f"COCO_{split}_{image:012}.jpg"
+            asked.append(Question(
+                id=number, text=f"{text}\n{SHORT}", answer=vqa.commonest(answers), choices=base.YES_NO if kind == "yes/no" else (),
+                kind=kind, picture_key=f"{split}/{file}", source=pictures / file, answers=answers,
+            ))
     return tuple(asked)
 
 
@@ -59,9 +60,10 @@ def _annotations(folder: str | Path | None) -> dict[int, tuple[str, tuple[str, .
     path = files.need("vqav2", files.FILES["vqav2"][1].path, folder)
     found = {}
     for row, entry in enumerate(base.get(base.document(path), "annotations", str(path)), 1):
-        place = f"{path}, annotation {row}"
-        number, kind, answers = (base.get(entry, key, place) for key in ("question_id", "answer_type", "answers"))
-        found[number] = kind, tuple(base.get(answer, "answer", place) for answer in answers)
+        with base.reading():
+            place = f"{path}, annotation {row}"
+            number, kind, answers = (base.get(entry, key, place) for key in ("question_id", "answer_type", "answers"))
+            found[number] = kind, tuple(base.get(answer, "answer", place) for answer in answers)
     return found
 
 

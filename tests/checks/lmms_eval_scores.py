@@ -1,4 +1,7 @@
-"""The scoring functions of lmms-eval, on the same answers, must agree with ours wherever both follow the official script."""
+"""The scoring functions of lmms-eval, on the same answers, must agree with ours wherever both follow the official script.
+
+`test_lmms_eval.py` runs this file where lmms-eval is installed.
+"""
 
 import random
 import sys
@@ -14,7 +17,7 @@ from dart.tasks import mmbench, vqa
 sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
 import published  # noqa: E402
 
-pytest.importorskip("lmms_eval")
+from lmms_eval.api.metrics import exact_match_hf_evaluate  # noqa: E402
 from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor  # noqa: E402
 from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator  # noqa: E402
 from lmms_eval.tasks.mme import utils as mme_utils  # noqa: E402
@@ -110,6 +113,16 @@ def test_ocrbench(tmp_path, seed):
         doc = {"answer": question.entry["answers"], "dataset": question.entry["dataset_name"], "question_type": question.kind}
         theirs = ocrbench_utils.ocrbench_process_results(doc, [said])["ocrbench_accuracy"]["score"]
         assert found.score([question], [said])["score"] == theirs
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_gqa(tmp_path, seed):
+    """lmms-eval scores GQA with the settings of its `gqa.yaml`."""
+    found, asked = asked_of("gqa", tmp_path)
+    dice = random.Random(seed)
+    answers = [dice.choice([q.answer, q.answer.capitalize() + ".", "no", "the " + q.answer, q.answer + " now"]) for q in asked]
+    theirs = exact_match_hf_evaluate(answers, [q.answer for q in asked], ignore_case=True, ignore_punctuation=True)
+    assert found.score(asked, answers)["accuracy"] == pytest.approx(theirs["exact_match"])
 
 
 @pytest.mark.parametrize("said", ["A", "B", "C", "B. a fin", "A. a wing", "a fin", "D", "no", "E. x"])
