@@ -124,7 +124,7 @@ def asked_by_lmms_eval(environment, tasks, out, launcher, arguments):
     for name in LIMITS:
         (file,) = out.glob(f"**/*_samples_scenes_{name}.jsonl")
         rows = sorted(map(json.loads, file.read_text().splitlines()), key=lambda row: row["doc_id"])
-        answers[name] = [row["filtered_resps"][0] for row in rows]
+        answers[name] = [row["filtered_resps"] for row in rows]
     return scores, answers
 
 
