@@ -502,7 +502,7 @@ class Experiment:
 
         def whole(row: Row) -> str:
             average = self.average(row)
-            return "not run" if average is None else percent(average.interval)
+            return "not run" if average is None else percent(average.interval).replace(", ", ",\u00a0")
 
         def scores_sum(task: str) -> bool:
             """Whether a metric is a sum, as MME's, and not a share."""
@@ -510,7 +510,7 @@ class Experiment:
 
         metric = {task: evaluation.find_task(task).metric for task in self.tasks}
         rows = [self.unpruned, *self.at(keep)]
-        cells = {row.label: {f"{task} ({metric[task]})": cell(row, task) for task in self.tasks} | {"average": whole(row)} for row in rows}
+        cells = {row.label: {"average": whole(row)} | {f"{task} ({metric[task]})": cell(row, task) for task in self.tasks} for row in rows}
         return DataFrame(cells).T
 
     def beside(self, keep: int, *, reference: str = "DART"):

@@ -119,7 +119,7 @@ globalThis.dartExplorer = (() => {
     const reading = make("p", {id: id("reading"), class: "reading", "aria-live": "polite"}), answer = make("p", {class: "answer", "aria-live": "polite"});
     const chips = make("div", {class: "chips", role: "group", "aria-label": "Look from a pivot"});
     const play = make("button", {type: "button", class: "play", onclick: () => timer ? stop() : start()});
-    const scrub = make("input", {type: "range", min: 0, "aria-label": "How many patches are claimed", oninput: () => { stop(); goTo(+scrub.value); }});
+    const scrub = make("input", {type: "range", min: 0, "aria-label": "How many patches are claimed", oninput: () => { const step = +scrub.value; stop(); goTo(step); }});
     root.replaceChildren(...(fixed ? [] : [controls, answer]),
       make("div", {class: "stages"}, make("figure", {}, stays, aboutStays), make("figure", {}, heat, make("div", {class: "scale"}, low, bar, high), aboutHeat)),
       chips, make("div", {class: "playback"}, play, scrub), reading);
