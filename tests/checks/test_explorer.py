@@ -1,28 +1,14 @@
 """The explorer on the built site, worked by mouse, finger and keyboard in a browser that reaches no network."""
 
 import re
-import shutil
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
-from test_site import SITE, Visit, open_page, unavailable
+from playwright.sync_api import expect
+from test_site import SITE, Visit, browser, open_page  # noqa: F401
 
 PAGE = "explorer.html"
 expect.set_options(timeout=30_000)
 WIDE, PHONE = {"width": 1280, "height": 1400}, {"width": 375, "height": 800}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not (SITE / PAGE).is_file():
-        unavailable("there is no site with an explorer yet: run `make book` first")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        unavailable("no Chromium here: on Debian, apt install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
