@@ -713,8 +713,7 @@ def flops_and_kv() -> Verdict:
     unpruned ones, against the printed shares and 0.05 points either way."""
     shape = cost.shape("llava-next-7b")
     lengths, whole = (cost.layer_lengths(shape, 2880, 2880, keep) for keep in (320, None))
-    width, inner = shape.text_config.hidden_size, shape.text_config.intermediate_size
-    flops = [sum(4 * n * width**2 + 2 * n**2 * width + 2 * n * width * inner for n in each) for each in (lengths, whole)]
+    flops = [sum(cost.printed_layer_flops(shape, each)) for each in (lengths, whole)]
     cached = [sum(cost.kv_bytes(shape, each)) for each in (lengths, whole)]
     vanilla, row = (paper.table("table2").row(method).values for method in ("Vanilla", "DART"))
     printed = {"FLOPs": row["FLOPs_percent"] / 100, "KV cache": row["KV_MB"] / vanilla["KV_MB"]}

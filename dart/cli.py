@@ -109,6 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
     speed.add_argument("--new-tokens", nargs="+", type=int, default=[1], help="tokens of an answer")
     speed.add_argument("--attn", nargs="+", choices=timing.ATTENTION, default=["sdpa"], help="kernel, the same for all: "
                        + "; ".join(f"{name}: {meaning}" for name, meaning in timing.ATTENTION.items()))
+    speed.add_argument("--compile", nargs="+", choices=timing.COMPILED, default=["no"], help="how prompts are read: "
+                       + "; ".join(f"{name}: {meaning}" for name, meaning in timing.COMPILED.items()))
     speed.add_argument("--rounds", type=int, default=9, help="times of each")
     speed.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="by default bfloat16 on CUDA, else float32")
     speed.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
@@ -330,7 +332,8 @@ def bench(given: argparse.Namespace) -> None:
             raise ValueError(f"the suite on {given.device} has no cases of {name}; it has {known}")
     else:
         keep = given.keep and tuple(given.keep)
-        cases = [timing.Case(name, tuple(given.methods), keep, tuple(given.batch), tuple(given.new_tokens), tuple(given.attn))]
+        cases = [timing.Case(name, tuple(given.methods), keep, tuple(given.batch), tuple(given.new_tokens), tuple(given.attn),
+                             tuple(given.compile))]
     machine = timing.measure(given.device, dtype) if given.machine == "measured" else cost.MACHINES[given.machine]
     for name, group in groupby(sorted(cases, key=lambda case: str(case.model)), key=lambda case: case.model):
         record = measured(name, group, dtype, given.device, machine, given.rounds, patient=given.suite)
@@ -364,12 +367,12 @@ def measured(name: str | None, cases: Iterable[timing.Case], dtype: torch.dtype,
         for attention, batch, new_tokens in product(case.attention, case.batch, case.new_tokens):
             try:
                 runs += timing.bench(model, methods, machine=machine, batch=batch, new_tokens=new_tokens, attention=attention,
-                                     rounds=rounds)
+                                     compiled=case.compiled, rounds=rounds)
             except (ValueError, RuntimeError) as reason:    # the device's memory; a kernel that does not do it
                 if not patient:
                     raise
                 not_run.append({"methods": " ".join(methods), "attention": attention, "batch": batch, "new_tokens": new_tokens,
-                                "why": str(reason).partition("\n")[0]})
+                                "compiled": " ".join(case.compiled), "why": str(reason).partition("\n")[0]})
     environment["load after"] = round(os.getloadavg()[0], 1)
     return timing.Record(name, weights, str(dtype).removeprefix("torch."), machine, environment, runs, not_run)
 

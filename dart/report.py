@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -117,7 +118,8 @@ class Report:
 
     @property
     def selection_seconds(self) -> list[float]:
-        """Time that `select` took at all places, in seconds, one number a prompt (a batch is one prompt). Waits for the device."""
+        """Time that `select` took at all places, in seconds, one number a prompt (a batch is one prompt); NaN where torch compiled
+        it into one graph with the layers. Waits for the device."""
         return [sum(stage.stopwatch.seconds for stage in prompt.stages) for prompt in self._prompts]
 
     def image_tokens(self, sample: int = -1) -> list[int]:
@@ -227,12 +229,13 @@ class Report:
         layers = [layer for layer, _ in samples[0].stages]
         counts = [[len(s.image) for s in samples]] + [[len(s.stages[i][1]) for s in samples] for i in range(len(layers))]
         plain, pruned = zip(*(self.kv_bytes(i) for i in range(len(samples))))
-        seconds = sorted(self.selection_seconds)
+        seconds = sorted(each for each in self.selection_seconds if not math.isnan(each))
+        timed = f"{1000 * seconds[len(seconds) // 2]:.2g} ms" if seconds else "compiled with the layers, no time of its own"
         text = (
             f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}: "
             f"{_span(counts[0])} image tokens -> {' -> '.join(map(_span, counts[1:]))}; "
             f"KV cache {sum(plain) / 2**20:.4g} -> {sum(pruned) / 2**20:.4g} MiB; "
-            f"selection {1000 * seconds[len(seconds) // 2]:.2g} ms"
+            f"selection {timed}"
         )
         if len(samples) > 1:
             text = f"{len(samples)} samples, {text}"

@@ -12,16 +12,21 @@ it sees, so random ones will do: `build` makes a published architecture right on
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+import os
 import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import wraps
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import numpy as np
@@ -44,6 +49,11 @@ ATTENTION = {
     "sdpa": "torch chooses the kernel",
     "sdpa-flash": "torch's own flash kernel and no other",
     "flash_attention_2": "the package flash-attn, on CUDA",
+}
+COMPILED = {
+    "no": "one operation after the other",
+    "default": "the decoder reads a prompt as one graph, compiled by torch",
+    "reduce-overhead": "likewise, and CUDA replays the graph as a whole",
 }
 
 
@@ -261,10 +271,13 @@ class Run:
         Of the views of one prompt.
     seconds : dict of str to list of float
         For each of `STAGES`, and "total" by the wall clock, one time a round. What is missing between them is `generate`'s own.
+        Compiled code has no times of its parts: there the selection is within "prefill", and 0 by itself.
     peak_bytes : int or None
         Memory that the device held at most, weights included; None where it cannot be asked (CPU).
     flops, roofline : dict of str to int, dict of str to float
         What "vision", "prefill" and "decode" have to compute, and the seconds that the machine needs for it at least.
+    compiled : str
+        One of `COMPILED`.
     """
 
     label: str
@@ -279,6 +292,7 @@ class Run:
     peak_bytes: int | None
     flops: dict[str, int]
     roofline: dict[str, float]
+    compiled: str = "no"
 
     def times(self, *stages: str) -> np.ndarray:
         """Seconds of some stages together, float64 (rounds,); "total" stands alone."""
@@ -313,6 +327,7 @@ def bench(
     batch: int = 1,
     new_tokens: int = 1,
     attention: str = "sdpa",
+    compiled: Sequence[str] = ("no",),
     text_tokens: int = 60,
     rounds: int = 9,
     warmup: int = 2,
@@ -322,7 +337,7 @@ def bench(
     Parameters
     ----------
     model : PreTrainedModel
-        Of a family that `example` knows. Its attention kernel is put back.
+        Of a family that `example` knows. It is left as it is: each run has a twin of it, with the same weights.
     methods : mapping of str to Method
         By label.
     machine : dart.cost.Machine
@@ -331,60 +346,70 @@ def bench(
         Prompts in a call, tokens of every answer (to the last one, no end is taken), text tokens of a prompt.
     attention : str
         One of `ATTENTION`, for the plain model and all others.
+    compiled : sequence of str
+        Of `COMPILED`; the plain model and all others take turns in each of these ways. A prompt's layers are compiled, for
+        its shapes are the same in every round; further tokens, whose cache grows, are not.
     rounds, warmup : int
-        As for :func:`interleaved`, but one round before is the least: memory is measured in these.
+        As for :func:`interleaved`, but one round before is the least: memory is measured and code compiled in these.
 
     Returns
     -------
     list of Run
-        "unpruned" first.
+        For each of `compiled` "unpruned" first.
 
     Raises
     ------
     ValueError
-        A kernel that is unknown or cannot be had; what `example` and `dart.prune` refuse.
+        A kernel or a compiler that is unknown or cannot be had; a method that cannot be compiled; what `example` and
+        `dart.prune` refuse.
     """
     inputs, patches = example(model.config, batch=batch, text_tokens=text_tokens, dtype=model.dtype, device=model.device)
     length, cuda = inputs["input_ids"].shape[1], model.device.type == "cuda"
     layers = model.config.get_text_config().num_hidden_layers
-    everyone: dict[str, Method | None] = {"unpruned": None, **methods}
-    seconds: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in (*STAGES, "total")} for name in everyone}
-    peaks: dict[str, int | None] = {}
-    lengths: dict[str, list[int]] = {}
-    with _kernel(model, attention):
-        for name, counts in _turns(list(everyone), rounds, max(warmup, 1)):
+    everyone = {(name, mode): method for mode in compiled for name, method in {"unpruned": None, **methods}.items()}
+    seconds: dict[tuple, dict[str, list[float]]] = {each: {stage: [] for stage in (*STAGES, "total")} for each in everyone}
+    peaks: dict[tuple, int | None] = {}
+    lengths: dict[tuple, list[int]] = {}
+    with ExitStack() as stack:
+        stack.enter_context(_kernel(model, attention))
+        # All contexts are entered before anything is compiled: entering one drops what was.
+        twins = {each: _twin(model) for each in everyone}
+        reports = {each: stack.enter_context(prune(twins[each], method)) if method else None for each, method in everyone.items()}
+        for each in everyone:
+            stack.enter_context(_graph(twins[each], each[1], len(everyone)))
+        for each, counts in _turns(list(everyone), rounds, max(warmup, 1)):
+            report = reports[each]
             if cuda:
                 torch.cuda.reset_peak_memory_stats(model.device)
-            found, report = answer(model, inputs, everyone[name], new_tokens)
+            found = answer(twins[each], inputs, new_tokens, report)
             if counts:
                 for stage, value in found.items():
-                    seconds[name][stage].append(value)
+                    seconds[each][stage].append(value)
                 continue
-            peaks[name] = torch.cuda.max_memory_allocated(model.device) if cuda else None
-            rows = [report.lengths(row) for row in range(batch)] if report else [[length] * layers]
-            lengths[name] = [max(each) for each in zip(*rows)]
+            peaks[each] = torch.cuda.max_memory_allocated(model.device) if cuda else None
+            rows = [report.lengths(row - batch) for row in range(batch)] if report else [[length] * layers]
+            lengths[each] = [max(several) for several in zip(*rows)]
     runs = []
-    for name in everyone:
-        work = cost.stages(model.config, lengths[name], patches, batch=batch, new_tokens=new_tokens, dtype=model.dtype,
+    for name, mode in everyone:
+        each = name, mode
+        work = cost.stages(model.config, lengths[each], patches, batch=batch, new_tokens=new_tokens, dtype=model.dtype,
                            causal=attention != "eager")
         runs.append(Run(
             name, attention, batch, new_tokens, text_tokens, length - text_tokens,
-            lengths[name], patches, seconds[name], peaks[name],
+            lengths[each], patches, seconds[each], peaks[each],
             flops={stage: cost.total_flops(steps) for stage, steps in work.items()},
             roofline={stage: cost.roofline(steps, machine) for stage, steps in work.items()},
+            compiled=mode,
         ))  # fmt: skip
     return runs
 
 
 @torch.inference_mode()
 def answer(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor], method: Method | None, new_tokens: int
-) -> tuple[dict[str, float], Report | None]:
-    """Answer once: seconds of each of `STAGES` and of the "total", and the report of the context if there was one.
-
-    Entering the context is not counted: it is entered once for many answers.
-    """
-    with _watched(model) as watches, prune(model, method) if method is not None else nullcontext() as report:
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], new_tokens: int, report: Report | None = None
+) -> dict[str, float]:
+    """Answer once: seconds of each of `STAGES` and of the "total". The report is that of the context that the model is in."""
+    with _watched(model) as watches:
         _wait()
         started = time.perf_counter()
         model.generate(**inputs, min_new_tokens=new_tokens, max_new_tokens=new_tokens, do_sample=False)
@@ -393,7 +418,64 @@ def answer(
         total = time.perf_counter() - started
     found = {stage: watches[stage].seconds for stage in ("vision", "prefill", "decode")}
     selection = report.selection_seconds[-1] if report else 0.0
-    return {**found, "prefill": found["prefill"] - selection, "selection": selection, "total": total}, report
+    selection = 0.0 if math.isnan(selection) else selection             # compiled code has no times of its parts
+    return {**found, "prefill": found["prefill"] - selection, "selection": selection, "total": total}
+
+
+def _twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A model with modules and hooks of its own around the same weights."""
+    return copy.deepcopy(model, {id(each): each for each in chain(model.parameters(), model.buffers())})
+
+
+@contextmanager
+def _graph(model: PreTrainedModel, mode: str, alike: int) -> Iterator[None]:
+    """The decoder reads prompts as one compiled graph; `alike` is how many models may do so at a time."""
+    if mode not in COMPILED:
+        raise ValueError(f"compiled={mode!r}; give some of {', '.join(COMPILED)}")
+    if mode == "no":
+        yield
+        return
+    _check_compiler(model.device)
+    from torch._dynamo import config                        # late: it takes a second to import
+    from torch._dynamo.exc import TorchDynamoException
+
+    decoder = find(model)[2]
+    plain = decoder.forward
+    graph = torch.compile(plain, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode)
+
+    @wraps(plain)
+    def forward(*args, **kwargs):
+        if kwargs["inputs_embeds"].shape[1] == 1:
+            return plain(*args, **kwargs)
+        torch.compiler.cudagraph_mark_step_begin()          # nothing of the last answer is needed any more
+        try:
+            return graph(*args, **kwargs)
+        except TorchDynamoException as reason:
+            words = str(reason).strip().partition("\n")[0]
+            raise ValueError(f"the decoder could not be compiled: {words}; measure without --compile") from reason
+
+    decoder.forward = forward
+    try:
+        # Twins share their code, and what was compiled for one is not to serve another: hooks are what tells them apart.
+        with config.patch(skip_nnmodule_hook_guards=False, recompile_limit=2 * alike):
+            yield
+    finally:
+        del decoder.forward
+        torch.compiler.reset()
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Whether torch finds what it compiles with."""
+    if device.type == "cuda":
+        if find_spec("triton") is None:
+            raise ValueError("compiled code on CUDA needs the package triton, which comes with the CUDA builds of torch; pip install triton")
+        wanted = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+        if not any(map(which, wanted)):
+            raise ValueError(f"compiled code on CUDA needs a C compiler, and none is found as {' or '.join(wanted)}; install one "
+                             "(Debian: apt install gcc) or name it in CC")
+    elif which(name := os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")) is None:
+        raise ValueError(f"compiled code on a CPU needs a C++ compiler, and none is found as {name}; install one (Debian: apt install g++, "
+                         "conda: conda install gxx) or name it in CXX")
 
 
 @contextmanager
@@ -542,9 +624,11 @@ def _row(plain: Run, run: Run) -> dict[str, Any]:
     row = {
         "method": run.label,
         "attention": run.attention,
+        "compiled": run.compiled,
         "batch": run.batch,
         "new tokens": run.new_tokens,
         **{f"{stage}, ms": milliseconds(stage) for stage in READING},
+        **({"selection, ms": "in prefill"} if run is not plain and run.compiled != "no" else {}),
         "a token, ms": "" if run.per_token is None else round(1000 * float(np.median(run.per_token)), 3),
         "total, ms": milliseconds("total"),
     }
@@ -577,10 +661,15 @@ class Case:
     batch: tuple[int, ...] = (1,)
     new_tokens: tuple[int, ...] = (1,)
     attention: tuple[str, ...] = ("sdpa",)
+    compiled: tuple[str, ...] = ("no",)
 
 
 # The bundled model, on any machine.
-SMALL = (Case(None, ("dart", "fastv"), batch=(1, 8), new_tokens=(1, 32)),)
+SMALL = (
+    Case(None, ("dart", "fastv"), batch=(1, 8), new_tokens=(1, 32)),
+    Case(None, attention=("eager", "sdpa-flash")),
+    Case(None, batch=(1, 8), compiled=("no", "default")),
+)
 
 # The paper's efficiency, on a CUDA device.
 LARGE = (
@@ -594,4 +683,6 @@ LARGE = (
     # long answers
     *(Case(name, new_tokens=(8, 32, 128)) for name in ("llava-1.5-7b", "llava-next-7b", "qwen2-vl-7b")),
     Case("llava-next-7b", batch=(16,), new_tokens=(1, 128)),
+    # short layers wait for their kernels to be started
+    *(Case(name, compiled=tuple(COMPILED)) for name in ("llava-1.5-7b", "llava-next-7b")),
 )

@@ -1,11 +1,14 @@
 """Times belong to their calls and stages, warm-up is not counted, the order turns, and CUDA is waited for."""
 
+import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from tiny import CONFIGS, LAYERS, tiny
+from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 import dart
@@ -149,10 +152,10 @@ def test_plain_and_pruned_take_turns_under_one_kernel(monkeypatch, attention):
     model, said = tiny("llava"), []
     answer = timing.answer
 
-    def listening(model, inputs, method, new_tokens):
+    def listening(model, inputs, new_tokens, report):
         used = {each._attn_implementation for each in (model.config, model.config.text_config, model.config.vision_config)}
-        said.append((method, *used, torch.backends.cuda.math_sdp_enabled()))
-        return answer(model, inputs, method, new_tokens)
+        said.append((report and report.method, *used, torch.backends.cuda.math_sdp_enabled()))
+        return answer(model, inputs, new_tokens, report)
 
     monkeypatch.setattr(timing, "answer", listening)
     method = dart.Random(4, seed=0)
@@ -180,6 +183,93 @@ def test_a_model_is_left_as_it_was():
     assert "get_image_features" not in vars(model.model)
     assert model.config._attn_implementation == "sdpa"
     assert hooks() == before
+
+
+def test_a_bench_leaves_the_weights_where_they_are_and_the_model_alone(monkeypatch):
+    model, used = tiny("llava"), []
+    answer = timing.answer
+    monkeypatch.setattr(timing, "answer", lambda twin, *rest: used.append(twin) or answer(twin, *rest))
+    timing.bench(model, {"dart": dart.DART(9)}, machine=TOY, rounds=1, warmup=1)
+    assert len(set(map(id, used))) == 2 and all(twin is not model for twin in used)
+    for twin in used:
+        assert all(mine is its for mine, its in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """torch.compile without its compiler; how often something was traced, and with which options."""
+    counter, compile, asked = CompileCounter(), torch.compile, []
+
+    def standing_in(function, **options):
+        asked.append(options.pop("mode"))
+        return compile(function, backend=counter, **options)
+
+    monkeypatch.setattr(torch, "compile", standing_in)
+    monkeypatch.setattr(timing, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)       # pytest would have it write down everything
+    counter.asked = asked
+    return counter
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_and_not_take_turns_and_nothing_is_compiled_twice(traced):
+    methods = {"keep": dart.DART(9), "ratio": dart.DART(reduction_ratio=2 / 3)}
+    runs = timing.bench(tiny("llava"), methods, machine=TOY, batch=2, new_tokens=3, rounds=2, compiled=tuple(timing.COMPILED))
+    assert [(run.label, run.compiled) for run in runs] == [
+        (name, mode) for mode in timing.COMPILED for name in ("unpruned", *methods)]
+    assert traced.frame_count == 6                          # three models, in two modes; two words more compile nothing
+    assert sorted(map(str, traced.asked)) == ["None"] * 3 + ["reduce-overhead"] * 3
+    short = {"unpruned": 96, "keep": 69, "ratio": 72}
+    assert all(run.lengths == [96] * 2 + [short[run.label]] * 3 for run in runs)
+    timed = [(run.label, run.compiled) for run in runs if max(run.seconds["selection"]) > 0]
+    assert timed == [("keep", "no"), ("ratio", "no")]
+    assert all(len(run.seconds["prefill"]) == 2 and min(run.seconds["prefill"]) > 0 for run in runs)
+    record = replace(RECORD, runs=runs)
+    assert [{run.compiled for run in setting} for setting in record.settings()] == [{mode} for mode in timing.COMPILED]
+    assert [row["selection, ms"] == "in prefill" for row in record.table()] == 3 * [False] + 2 * [False, True, True]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_answer_says_what_an_uncompiled_one_says(traced):
+    model, said = tiny("llava"), []
+    inputs, _ = timing.example(model.config, batch=2)
+    for mode in ("no", "default"):
+        twin = timing._twin(model)
+        with dart.prune(twin, dart.DART(9)), timing._graph(twin, mode, 1), torch.no_grad():
+            said.append(twin.generate(**inputs, max_new_tokens=6, do_sample=False))
+        assert "forward" not in vars(twin.model.language_model)
+    assert torch.equal(*said)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_method_that_cannot_be_compiled_is_refused(traced):
+    @dataclass(frozen=True)
+    class Prints(dart.Random):
+        def select(self, view):
+            torch._dynamo.graph_break()
+            return super().select(view)
+
+    with pytest.raises(ValueError, match="could not be compiled: .*; measure without --compile"):
+        timing.bench(tiny("llava"), {"prints": Prints(4, seed=0)}, machine=TOY, rounds=1, compiled=("default",))
+    with pytest.raises(ValueError, match="compiled='fast'; give some of no, default, reduce-overhead"):
+        timing.bench(tiny("llava"), {}, machine=TOY, compiled=("fast",))
+
+
+@pytest.mark.parametrize("device, environment, found, triton, message", [
+    ("cpu", {}, (), True, "needs a C\\+\\+ compiler, and none is found as g\\+\\+; install one"),
+    ("cpu", {"CXX": "own++"}, ("g++",), True, "none is found as own\\+\\+"),
+    ("cuda", {}, ("gcc",), False, "needs the package triton"),
+    ("cuda", {}, ("g++",), True, "needs a C compiler, and none is found as gcc or clang"),
+    ("cpu", {"CXX": "own++"}, ("own++",), False, None),
+    ("cuda", {}, ("clang",), True, None),
+])
+def test_a_machine_without_a_compiler_is_told_what_to_install(monkeypatch, device, environment, found, triton, message):
+    monkeypatch.setattr(timing.os, "environ", environment)
+    monkeypatch.setattr(timing.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(timing, "which", lambda name: name if name in found else None)
+    monkeypatch.setattr(timing, "find_spec", lambda name: triton or None)
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        timing._check_compiler(torch.device(device))
 
 
 def test_kernels_that_cannot_be_had_are_refused():
