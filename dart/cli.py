@@ -304,11 +304,14 @@ def stored_runs(given: argparse.Namespace) -> None:
     todo = [run for run in runs if given.all or not run.current]
     print(f"{len(todo)} of {len(runs)} runs to verify")
     model, processor = bundled.load(given.model) if todo else (None, None)
-    differ = []
+    together: dict[tuple, list] = {}
     for run in todo:
-        agree = results.verify(run, model, processor, n=given.questions)
-        print(f"{run.folder.parent.name}/{run.folder.name}: {agree:.0%} of {min(given.questions, run.settings['n'])} answers agree")
-        differ += [run.folder.name] if agree < 0.99 else []
+        together.setdefault(results.asked_alike(run), []).append(run)
+    differ = []
+    for several in together.values():
+        for run, agree in zip(several, results.verify(several, model, processor, n=given.questions)):
+            print(f"{run.folder.parent.name}/{run.folder.name}: {agree:.0%} of {min(given.questions, run.settings['n'])} answers agree", flush=True)
+            differ += [run.folder.name] if agree < 0.99 else []
     if differ:
         raise ValueError(f"these runs are answered otherwise now, and stay marked as older: {', '.join(differ)}")
 
