@@ -1,5 +1,7 @@
 """What a context reports: positions, lengths, bytes, pictures."""
 
+from types import SimpleNamespace
+
 import matplotlib
 import numpy as np
 import pytest
@@ -49,6 +51,12 @@ def test_the_report_reads_well():
     assert str(report).startswith("2 samples, layer 2: 36 to 72 image tokens -> 18 to 36; ")
     report, _, _ = read("llava", [[4, "I", 9]], dart.DART(keep=36))
     assert str(report).endswith("(1 of 1 samples kept everything: the budget is not below what they hold)")
+
+
+def test_a_report_of_compiled_code_says_that_it_has_no_time():
+    report, _, _ = read("llava", [[4, "I", 9]])
+    report._prompts[0].stages[0].stopwatch = SimpleNamespace(seconds=float("nan"))
+    assert str(report).endswith("MiB; selection compiled with the layers, no time of its own")
 
 
 def test_prompts_add_up_and_can_be_asked_for_in_between():

@@ -423,12 +423,35 @@ def test_the_suite_writes_down_what_cannot_be_run_and_goes_on(tmp_path, capsys, 
     assert "has no cases of llava-next-7b; it has llava-1.5-7b" in capsys.readouterr().err
 
 
+def test_the_suite_for_cuda_runs_through_with_tiny_models(tmp_path, monkeypatch):
+    """Each family, method, kernel and batch of it, on a CPU: what only CUDA has is written down, all else is measured."""
+    def smaller(case):
+        return replace(case, keep=case.keep and (4,), batch=(1, 2) if len(case.batch) > 1 else (1,),
+                       new_tokens=(1, 3) if max(case.new_tokens) > 1 else (1,), compiled=("no",))
+
+    example = timing.example
+    monkeypatch.setattr(timing, "SMALL", tuple(dict.fromkeys(map(smaller, timing.LARGE))))
+    monkeypatch.setattr(timing, "build", lambda name, **_: tiny(cost.SHAPES[name]["model_type"]))
+    monkeypatch.setattr(timing, "example", lambda config, **options: example(config, **{**options, "grid": (4, 8)}))
+    assert main(["bench", "--suite", "--rounds", "1", "--machine", "h100", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    records = timing.records(folder=tmp_path)
+    assert {record.model for record in records} == set(cost.SHAPES)
+    refused = [each for record in records for each in record.not_run]
+    assert {each["attention"] for each in refused} == {"flash_attention_2"} and len(refused) == 2
+    runs = [run for record in records for run in record.runs]
+    assert {run.attention for run in runs} == {*timing.ATTENTION} - {"flash_attention_2"}
+    assert {run.label.split("-")[0] for run in runs} == {"unpruned", "dart", "random", "fastv", "sparsevlm", "pyramiddrop"}
+    assert all(max(run.lengths) > min(run.lengths) for run in runs if run.label != "unpruned")
+
+
 def test_the_suite_for_cuda_names_what_there_is():
     assert {case.model for case in timing.LARGE} == set(cost.SHAPES)
     assert {case.model for case in timing.SMALL} == {None}
     for case in (*timing.SMALL, *timing.LARGE):
         assert all(evaluation.find_method(name, 64) is not None for name in case.methods)
         assert set(case.attention) <= set(timing.ATTENTION)
+        assert set(case.compiled) <= set(timing.COMPILED)
+    assert {mode for case in timing.LARGE for mode in case.compiled} == set(timing.COMPILED)
     whole = [case for case in timing.LARGE if case.model == "llava-1.5-7b"]
     assert {batch for case in whole for batch in case.batch} == {1, 2, 4, 8, 16}
     assert {new for case in whole for new in case.new_tokens} == {1, 8, 32, 128}
