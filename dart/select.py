@@ -112,13 +112,10 @@ def dart_keep(
     norms = torch.linalg.vector_norm(states, dim=-1).clamp(min=1e-12)
     duplication = pivots @ states.transpose(1, 2) / norms[:, None]             # (batch, pivots, length)
 
-    kept = image & is_pivot
     candidates = image & ~is_pivot
     for i in range(most):
-        claimed = _strongest(-duplication[:, i], candidates, quota[:, i])
-        kept |= claimed
-        candidates &= ~claimed
-    return kept
+        candidates = candidates & ~_strongest(-duplication[:, i], candidates, quota[:, i])
+    return image & ~candidates
 
 
 def _order(scores: Tensor, among: Tensor) -> Tensor:
@@ -129,8 +126,10 @@ def _order(scores: Tensor, among: Tensor) -> Tensor:
 
 def _strongest(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
     """Mark, in each row, the `count` highest of `scores` where `among` is true."""
-    first = torch.arange(scores.shape[1], device=scores.device) < count[:, None]
-    return torch.zeros_like(among).scatter(1, _order(scores, among), first) & among
+    order = _order(scores, among)
+    # Ranks and not marks are scattered: of marks, torch 2.13 compiles code for CPUs that loses some in batches.
+    ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    return (torch.empty_like(order).scatter(1, order, ranks) < count[:, None]) & among
 
 
 def _released_order(is_pivot: Tensor, image: Tensor, scores: Tensor, real: Tensor, most: int) -> Tensor:

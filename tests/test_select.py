@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dart.methods import DART
@@ -286,6 +289,16 @@ def test_the_released_order_does_look_at_numbers():
     states, image = torch.randn(1, 6, 4), torch.tensor([[True] * 4 + [False] * 2])
     with NoLookAtNumbers(), pytest.raises(AssertionError, match="waits for the device"):
         dart_keep(states, states[:, None], image, keep=2, pivot_order="released")
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch compiles for CPUs with a C++ compiler")
+def test_compiled_code_chooses_the_same():
+    generator = torch.Generator().manual_seed(0)
+    hidden, keys = torch.randn(3, 100, 32, generator=generator), torch.randn(3, 2, 100, 16, generator=generator)
+    image_mask = torch.zeros(3, 100, dtype=torch.bool)
+    image_mask[:, 4:90] = True
+    compiled = torch.compile(dart_keep, fullgraph=True, dynamic=False)(hidden, keys, image_mask, keep=24)
+    assert_close(compiled, dart_keep(hidden, keys, image_mask, keep=24))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
