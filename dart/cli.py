@@ -146,12 +146,20 @@ def evaluate(given: argparse.Namespace) -> None:
         asked = evaluation.asked_of(found[0].name, given.limit)
         model, processor = load(given)
         first = next((each for each in asked if not given.skip_bad or readable(each)), asked[0])
-        methods, notes = choose_methods(given, model, evaluation.prompt_size(model, processor, first))
-        options = {name: getattr(given, name) for name in ("limit", "batch", "skip_bad")} | {"processor": processor, "folder": given.out}
-        records = [evaluation.sweep(model, methods, task.name, tokens=getattr(task, "tokens", 8), **options) for task in found]
+        asking = {name: reproduction.asking(name, model, processor) for name in tasks}
+        methods, notes = choose_methods(given, model, evaluation.prompt_size(model, asking[tasks[0]][0], first))
+        options = {name: getattr(given, name) for name in ("limit", "batch", "skip_bad")} | {"folder": given.out}
+        records = [
+            evaluation.sweep(model, methods, task.name, tokens=getattr(task, "tokens", 8), processor=asking[task.name][0], **options)
+            for task in found
+        ]
         if processes.main:
             for record in (record for column in records for record in column):
-                keep(record, unlike.get(record.settings["task"]), given.store)
+                task = record.settings["task"]
+                reproduction.note(record, unlike=unlike.get(task), prompt=asking[task][1])
+                keep(record, given.store)
+            notes += [hand_in(task, record) for task, column in zip(found, records) if task.name in files.FILES for record in column]
+            notes += [f"prompts of {name}: {words}" for name, (_, words) in asking.items() if words]
             print(table(found, records), *notes, *strange, sep="\n")
 
 
@@ -173,12 +181,17 @@ def readable(question) -> bool:
     return True
 
 
-def keep(record: evaluation.Record, unlike: Sequence[str] | None, store: bool) -> None:
-    """Note beside a run which files were not as published, and put it into the store if it is to go there and is whole."""
-    if unlike:
-        path = record.folder / "environment.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "unlike": unlike}, indent=1) + "\n")
-    if store and (unlike or "skipped" in record.environment):
+def hand_in(task: base.Benchmark, record: evaluation.Record) -> str:
+    """Write the benchmark's official answer file beside a run, and say where it is, or why there is none."""
+    try:
+        return f"submission: {task.submission(record.questions, record.answers, record.folder / 'submission')}"
+    except (FileNotFoundError, ModuleNotFoundError) as reason:
+        return f"no submission of {record.folder.name}: {reason}"
+
+
+def keep(record: evaluation.Record, store: bool) -> None:
+    """Put a run into the store if it is to go there and is whole."""
+    if store and {"unlike", "skipped"} & set(record.environment):
         raise ValueError(f"{record.folder} is of files that are not as published, or lacks questions: it is not stored; get the files "
                          "first")
     if store:
@@ -306,7 +319,7 @@ def stored_runs(given: argparse.Namespace) -> None:
     model, processor = bundled.load(given.model) if todo else (None, None)
     differ = []
     for run in todo:
-        agree = results.verify(run, model, processor, n=given.questions)
+        agree = results.verify(run, model, reproduction.asking(run.settings["task"], model, processor)[0], n=given.questions)
         print(f"{run.folder.parent.name}/{run.folder.name}: {agree:.0%} of {min(given.questions, run.settings['n'])} answers agree")
         differ += [run.folder.name] if agree < 0.99 else []
     if differ:
