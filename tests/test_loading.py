@@ -1,0 +1,71 @@
+"""Every family of the paper loads and prunes by its name: from a folder, through the door that `dart eval` and lmms-eval take."""
+
+import json
+
+import pytest
+import torch
+from tiny import LAYERS, image_mask, prompt, tiny
+
+import dart
+from dart import bundled, cli, lmms
+
+FAMILIES = {
+    "llava": "LlavaForConditionalGeneration",                               # LLaVA-1.5-7B and 13B
+    "llava_next": "LlavaNextForConditionalGeneration",                      # LLaVA-NeXT-7B
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",                          # Qwen2-VL-7B and 72B
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "video_llava": "VideoLlavaForConditionalGeneration",
+    "phi4_multimodal": "Phi4MultimodalForCausalLM",
+}
+SEGMENTS = {"video_llava": [3, "V", 6], "phi4_multimodal": [3, "A", 6]}     # as the paper has them
+
+
+@pytest.fixture(params=FAMILIES)
+def checkpoint(request, tmp_path, monkeypatch):
+    """A tiny model of a family on disk; its processor would ask for torchvision."""
+    tiny(request.param).save_pretrained(tmp_path)
+    processor = type("Processor", (), {"image_processor": type("Images", (), {"size": {}})()})()
+    for place in (bundled, lmms):
+        monkeypatch.setattr(place.AutoProcessor, "from_pretrained", lambda *args, **options: processor)
+    return request.param, tmp_path
+
+
+def answers(name, model):
+    """Logits behind a prompt of the family, whole and pruned, and how many image tokens stay."""
+    inputs = prompt(name, [SEGMENTS.get(name, [3, "I", 6])])
+    with torch.inference_mode():
+        whole = model(**inputs).logits[:, -1]
+        with dart.prune(model, dart.DART(keep=5, layer=LAYERS - 1)) as report:
+            pruned = model(**inputs).logits[:, -1]
+    (sample,) = report.samples
+    assert len(sample.image) == image_mask(inputs).sum()
+    return whole, pruned, len(sample.kept)
+
+
+def test_a_family_loads_and_prunes_by_its_path(checkpoint):
+    name, folder = checkpoint
+    model, _ = bundled.load(str(folder))
+    assert type(model).__name__ == FAMILIES[name]
+    whole, pruned, kept = answers(name, model)
+    expected = answers(name, tiny(name))
+    torch.testing.assert_close(whole, expected[0])
+    torch.testing.assert_close(pruned, expected[1])
+    assert kept == 5 and not torch.equal(whole, pruned)
+
+
+def test_lmms_eval_loads_it_split_over_devices_too(checkpoint):
+    name, folder = checkpoint
+    model = lmms.Pruned(pretrained=str(folder), device="cpu", device_map="auto", dtype="float32", keep=5).model
+    assert type(model).__name__ == FAMILIES[name] and hasattr(model, "hf_device_map")
+    torch.testing.assert_close(answers(name, model)[1], answers(name, tiny(name))[1])
+
+
+def test_code_that_comes_with_weights_is_not_run_nor_asked_about(tmp_path, capsys):
+    """As MiniCPM-V 2.6 comes, and Phi-4-multimodal on its main branch."""
+    classes = {"AutoConfig": "configuration_minicpm.MiniCPMVConfig", "AutoModel": "modeling_minicpmv.MiniCPMV"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "minicpmv", "auto_map": classes}))
+    (tmp_path / "configuration_minicpm.py").write_text("raise SystemExit('this was run')")
+    assert cli.main(["eval", "--model", str(tmp_path), "--tasks", "existence", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"dart: {tmp_path} brings its model as code of its own, which is not run here") and said.count("\n") == 1
