@@ -57,7 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--batch", type=int, default=16, help="questions a call; halved where memory does not suffice")
     ask.add_argument("--skip-bad", action="store_true", help="go on with files that are not as published, and leave out "
                      "questions that cannot be read and those whose picture cannot; the record says which")
-    ask.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the computation")
+    ask.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16" if torch.cuda.is_available() else "float32",
+                     help="of the computation; bfloat16 if there is CUDA")
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
     ask.set_defaults(run=evaluate)
 

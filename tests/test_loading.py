@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from tiny import LAYERS, image_mask, prompt, tiny
+from transformers import AutoModelForMultimodalLM
 
 import dart
 from dart import bundled, cli, lmms
@@ -54,11 +55,24 @@ def test_a_family_loads_and_prunes_by_its_path(checkpoint):
     assert kept == 5 and not torch.equal(whole, pruned)
 
 
-def test_lmms_eval_loads_it_split_over_devices_too(checkpoint):
+def test_lmms_eval_loads_it_split_over_devices_too(checkpoint, monkeypatch):
     name, folder = checkpoint
+    monkeypatch.setattr(lmms.Pruned, "_resolve_system_prompt", lambda self, given: given, raising=False)    # of lmms-eval
     model = lmms.Pruned(pretrained=str(folder), device="cpu", device_map="auto", dtype="float32", keep=5).model
     assert type(model).__name__ == FAMILIES[name] and hasattr(model, "hf_device_map")
     torch.testing.assert_close(answers(name, model)[1], answers(name, tiny(name))[1])
+
+
+def test_a_model_split_over_two_devices_prunes_as_a_whole_one(tmp_path):
+    """As Qwen2-VL-72B is: here one device computes, and the second half of the layers lies on disk."""
+    tiny("qwen2_vl").save_pretrained(tmp_path / "model")
+    places = {"model.visual": "cpu", "model.language_model.embed_tokens": "cpu", "model.language_model.norm": "cpu", "lm_head": "cpu",
+              "model.language_model.rotary_emb": "cpu"}
+    places |= {f"model.language_model.layers.{layer}": "cpu" if layer < 2 else "disk" for layer in range(LAYERS)}
+    model = AutoModelForMultimodalLM.from_pretrained(tmp_path / "model", device_map=places, offload_folder=tmp_path / "disk")
+    assert {str(parameter.device) for parameter in model.parameters()} == {"cpu", "meta"}
+    for ours, whole in zip(answers("qwen2_vl", model), answers("qwen2_vl", tiny("qwen2_vl"))):
+        torch.testing.assert_close(ours, whole)
 
 
 def test_code_that_comes_with_weights_is_not_run_nor_asked_about(tmp_path, capsys):
