@@ -42,6 +42,8 @@ def load(
     ------
     FileNotFoundError
         If there is no model in that folder, or none of that name and revision on the Hub, or the Hub cannot be reached.
+    ModuleNotFoundError
+        If the model's processor needs a library that is not installed, with its name; most often torchvision.
     ValueError
         If a file is cut short or is not what `SHA256SUMS` in the folder says, with the file's name; a revision of a folder; a model
         that stock classes do not know.
@@ -60,11 +62,16 @@ def load(
     try:
         model = AutoModelForMultimodalLM.from_pretrained(name, dtype=dtype, attn_implementation=attn_implementation, **options)
         processor = AutoProcessor.from_pretrained(name, **options)
+    except ImportError as reason:
+        words = " ".join(str(reason).split()).partition(". ")[0]
+        raise ModuleNotFoundError(f"{name} loads only with another library: {words}. What the paper's models want is in the extra "
+                                  f"`paper`; torchvision has to be built for torch {torch.__version__}") from reason
     except ValueError as reason:
         if "trust_remote_code" not in str(reason):
             raise
-        raise ValueError(f"{name} brings its model as code of its own, which is not run here; transformers {transformers.__version__} has no class "
-                         "for it. Some models are on the Hub in a version that stock classes read, under another name or revision") from reason
+        raise ValueError(f"{name} brings its model as code of its own, which is not run here; transformers "
+                         f"{transformers.__version__} has no class for it. Some models are on the Hub in a version that stock classes "
+                         "read, under another name or revision") from reason
     except SafetensorError as reason:
         raise ValueError(f"weights of {name} are cut short or broken ({reason}); get the files again") from reason
     except OSError as reason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import sys
@@ -58,8 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--batch", type=int, default=16, help="questions a call; halved where memory does not suffice")
     ask.add_argument("--skip-bad", action="store_true", help="go on with files that are not as published, and leave out "
                      "questions that cannot be read and those whose picture cannot; the record says which")
-    ask.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16" if torch.cuda.is_available() else "float32",
-                     help="of the computation; bfloat16 if there is CUDA")
+    ask.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the computation; bfloat16 if there is CUDA",
+                     default="bfloat16" if torch.cuda.is_available() else "float32")
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
     ask.set_defaults(run=evaluate)
 
@@ -149,18 +150,19 @@ def evaluate(given: argparse.Namespace) -> None:
         model, processor = load(given)
         first = next((each for each in asked if not given.skip_bad or readable(each)), asked[0])
         asking = {name: reproduction.asking(name, model, processor) for name in tasks}
-        methods, notes = choose_methods(given, model, evaluation.prompt_size(model, asking[tasks[0]][0], first))
+        methods, notes = choose_methods(given, model, size_of(model, asking[tasks[0]][0], first))
         options = {name: getattr(given, name) for name in ("limit", "batch", "skip_bad")} | {"folder": given.out}
         records = [
-            evaluation.sweep(model, methods, task.name, tokens=getattr(task, "tokens", 8), processor=asking[task.name][0], **options)
-            for task in found
+            evaluation.sweep(model, methods, name, tokens=getattr(task, "tokens", 8), processor=asking[name][0], **options)
+            for name, task in zip(tasks, found)
         ]
         if processes.main:
             for record in (record for column in records for record in column):
                 task = record.settings["task"]
                 reproduction.note(record, unlike=unlike.get(task), prompt=asking[task][1])
                 keep(record, given.store)
-            notes += [hand_in(task, record) for task, column in zip(found, records) if task.name in files.FILES for record in column]
+            published = [(task, column) for task, column in zip(found, records) if task.name in files.FILES]
+            notes += [hand_in(task, record) for task, column in published for record in column]
             notes += [f"prompts of {name}: {words}" for name, (_, words) in asking.items() if words]
             print(table(found, records), *notes, *strange, sep="\n")
 
@@ -173,6 +175,17 @@ def load(given: argparse.Namespace) -> tuple[PreTrainedModel, ProcessorMixin]:
             raise
         raise ValueError(f"{given.model} takes no pictures, so there is no image token to prune ({str(reason).splitlines()[0]}); give a "
                          "vision-language model") from reason
+
+
+def size_of(model: PreTrainedModel, processor: ProcessorMixin, question) -> tuple[int, int]:
+    """What `evaluation.prompt_size` gives; where the processor refuses the question, whose fault that is."""
+    try:
+        return evaluation.prompt_size(model, processor, question)
+    except ValueError as reason:
+        if "holds no image token" in str(reason) or not readable(question):
+            raise
+        raise ValueError(f"{model.name_or_path} cannot be asked about a picture: {reason} It takes a chat template "
+                         "(chat_template.jinja beside its files) that puts an image token into the prompt") from reason
 
 
 def readable(question) -> bool:
@@ -403,14 +416,20 @@ def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluatio
     """
     head = ["", *(f"{task.name} ({task.metric})" for task in tasks)]
     rows = [
-        [row[0].settings["label"], *(str(record.metrics[task.metric]) for task, record in zip(tasks, row))]
+        [row[0].settings["label"], *(scored(record.metrics[task.metric]) for task, record in zip(tasks, row))]
         for row in zip(*records)
     ]
-    rows.append(["blind floor", *(f"{task.floors()['blind'][task.metric]:.3f}" for task in tasks)])
+    rows.append(["blind floor", *(scored(task.floors()["blind"][task.metric]) for task in tasks)])
     rows.append(["questions", *(str(column[0].settings["n"]) for column in records)])
     skipped = [len(column[0].environment.get("skipped", ())) for column in records]
     rows += [["skipped", *map(str, skipped)]] if any(skipped) else []
     return columns([head, *rows])
+
+
+def scored(value: evaluation.Interval | float) -> str:
+    """A score in words: answers to a test set may be known to its server only."""
+    number = getattr(value, "value", value)
+    return "by its server" if math.isnan(number) else f"{number:.3f}" if number is value else str(value)
 
 
 def columns(rows: Sequence[Iterable]) -> str:

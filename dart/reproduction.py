@@ -188,12 +188,20 @@ def targets() -> dict[str, Target]:
         "table-1": Target("Table 1", llava, _of_table("table1", "Random"), paper_tasks=_columns("table1", ocr=True)),
         "table-2": Target("Table 2", following, _of_table("table2"), ("existence",), ("pope",), tokens=2880),
         "table-3": Target("Table 3", following, _of_table("table3", "Random"), paper_tasks=_columns("table3"), tokens=2880),
-        "table-4": Target("Table 4", "Qwen/Qwen2-VL-7B-Instruct", _of_table("table4", "Random"), paper_tasks=_columns("table4"), tokens=None),
-        "table-5": Target("Table 5", "openbmb/MiniCPM-V-2_6", _of_table("table5", "Random"), paper_tasks=_columns("table5"), tokens=None),
+        "table-4": Target(
+            "Table 4", "Qwen/Qwen2-VL-7B-Instruct", _of_table("table4", "Random"), paper_tasks=_columns("table4"), tokens=None
+        ),
+        "table-5": Target(
+            "Table 5", "openbmb/MiniCPM-V-2_6", _of_table("table5", "Random"), paper_tasks=_columns("table5"), tokens=None
+        ),
         "table-6": Target("Table 6", "LanguageBind/Video-LLaVA-7B-hf", _videos, ("videos",), seeds=(0,)),
-        "table-7": Target("Table 7", "Qwen/Qwen2-VL-72B-Instruct", _of_table("table7", "Random"), paper_tasks=_columns("table7"), tokens=None),
+        "table-7": Target(
+            "Table 7", "Qwen/Qwen2-VL-72B-Instruct", _of_table("table7", "Random"), paper_tasks=_columns("table7"), tokens=None
+        ),
         "table-8": Target("Table 8", llava, _of_table("table8"), paper_tasks=_columns("table8", ocr=True), seeds=(0, 1, 2, 3, 4)),
-        "table-9": Target("Table 9", "llava-hf/llava-1.5-13b-hf", _of_table("table9", "Random"), paper_tasks=_columns("table9", ocr=True)),
+        "table-9": Target(
+            "Table 9", "llava-hf/llava-1.5-13b-hf", _of_table("table9", "Random"), paper_tasks=_columns("table9", ocr=True)
+        ),
         "figure-1": Target(
             "Figure 1", llava,
             _plain(("FastV", "fastv", 64), ("FastV, layer 4", "fastv:layer=4", 64), ("DART", "dart", 64), ("Random", "random", 64)),
@@ -380,7 +388,7 @@ class Experiment:
         if self.target.tokens is not None:
             return replace(row, keep=round(row.keep * self.target.tokens / BUNDLED_TOKENS))
         if row.spec.partition(":")[0] != "dart":
-            return replace(row, spec=None, why="pictures differ in their number of tokens, and the method takes one number for all")
+            return replace(row, spec=None, why="pictures differ in their number of tokens, the method takes one for all")
         return replace(row, removed=row.paper.reduction)
 
     def _chosen(self, rows: list[Row]) -> list[Row]:
@@ -628,7 +636,7 @@ def _tokens(task: str) -> int:
 
 
 def asking(task: str, model, processor) -> tuple[Any, str]:
-    """The processor that a task is asked with, and words on it: published ones as LLaVA's evaluation asks, where a model fits that."""
+    """The processor that a task is asked with, and words on it: published ones as LLaVA's evaluation asks, if the model fits."""
     return prompts.official(model, processor) if task in PUBLISHED else (processor, "")
 
 

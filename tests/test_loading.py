@@ -55,11 +55,11 @@ def test_a_family_loads_and_prunes_by_its_path(checkpoint):
     assert kept == 5 and not torch.equal(whole, pruned)
 
 
-def test_lmms_eval_loads_it_split_over_devices_too(checkpoint, monkeypatch):
+def test_lmms_eval_loads_and_places_it_too(checkpoint, monkeypatch):
     name, folder = checkpoint
     monkeypatch.setattr(lmms.Pruned, "_resolve_system_prompt", lambda self, given: given, raising=False)    # of lmms-eval
     model = lmms.Pruned(pretrained=str(folder), device="cpu", device_map="auto", dtype="float32", keep=5).model
-    assert type(model).__name__ == FAMILIES[name] and hasattr(model, "hf_device_map")
+    assert type(model).__name__ == FAMILIES[name]
     torch.testing.assert_close(answers(name, model)[1], answers(name, tiny(name))[1])
 
 
@@ -82,4 +82,19 @@ def test_code_that_comes_with_weights_is_not_run_nor_asked_about(tmp_path, capsy
     (tmp_path / "configuration_minicpm.py").write_text("raise SystemExit('this was run')")
     assert cli.main(["eval", "--model", str(tmp_path), "--tasks", "existence", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"dart: {tmp_path} brings its model as code of its own, which is not run here") and said.count("\n") == 1
+    assert said.startswith(f"dart: {tmp_path} brings its model as code of its own, which is not run here")
+    assert said.count("\n") == 1
+
+
+def test_a_processor_that_wants_torchvision_says_so(tmp_path, monkeypatch, capsys):
+    """As those of Qwen-VL do, even for stills."""
+    tiny("qwen2_vl").save_pretrained(tmp_path)
+
+    def refuse(*args, **options):
+        raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found. Check out the instructions\n")
+
+    monkeypatch.setattr(bundled.AutoProcessor, "from_pretrained", refuse)
+    assert cli.main(["eval", "--model", str(tmp_path), "--tasks", "existence", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "Qwen2VLVideoProcessor requires the Torchvision library" in said and "the extra `paper`" in said and "Check out" not in said
+    assert said.startswith(f"dart: {tmp_path} loads only") and said.count("\n") == 1

@@ -60,6 +60,7 @@ def test_a_script_has_its_command(models, tmp_path, monkeypatch, capsys, version
     assert json.loads((runs["dart"] / "environment.json").read_text())["prompt"].startswith("vicuna_v1")
     score = json.loads((runs["dart"] / "metrics.json").read_text())[TASKS[task]().metric]["value"]
     assert (score != score) if task in SERVERS else (score >= 0)
+    assert said.out.count("by its server") == (3 if task in SERVERS else 0) and "nan" not in said.out.split("questions")[0]
     for run in runs.values():
         if "mmbench" in task and importlib.util.find_spec("openpyxl") is None:
             assert f"no submission of {run.name}: MMBench's server takes xlsx" in said.out
