@@ -94,7 +94,8 @@ def test_a_processor_that_wants_torchvision_says_so(tmp_path, monkeypatch, capsy
         raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found. Check out the instructions\n")
 
     monkeypatch.setattr(bundled.AutoProcessor, "from_pretrained", refuse)
+    capsys.readouterr()
     assert cli.main(["eval", "--model", str(tmp_path), "--tasks", "existence", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert "Qwen2VLVideoProcessor requires the Torchvision library" in said and "the extra `paper`" in said and "Check out" not in said
-    assert said.startswith(f"dart: {tmp_path} loads only") and said.count("\n") == 1
+    assert f"dart: {tmp_path} loads only with another library" in said
