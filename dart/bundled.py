@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import torch
+import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from dart import data_root
 
@@ -41,8 +42,11 @@ def load(
     ------
     FileNotFoundError
         If there is no model in that folder, or none of that name and revision on the Hub, or the Hub cannot be reached.
+    ModuleNotFoundError
+        If the model's processor needs a library that is not installed, with its name; most often torchvision.
     ValueError
-        If a file is cut short or is not what `SHA256SUMS` in the folder says, with the file's name; a revision of a folder.
+        If a file is cut short or is not what `SHA256SUMS` in the folder says, with the file's name; a revision of a folder; a model
+        that stock classes do not know.
     """
     folder = Path(source) if source is not None else data_root() / "model"
     from_hub = not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) is not None
@@ -53,10 +57,21 @@ def load(
     name = str(source) if from_hub else folder
     if not from_hub:
         check(folder)
-    options = {"local_files_only": not from_hub, **({} if revision is None else {"revision": revision})}
+    # code that comes with weights is never run, nor asked about
+    options = {"local_files_only": not from_hub, "trust_remote_code": False, **({} if revision is None else {"revision": revision})}
     try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation=attn_implementation, **options)
+        model = AutoModelForMultimodalLM.from_pretrained(name, dtype=dtype, attn_implementation=attn_implementation, **options)
         processor = AutoProcessor.from_pretrained(name, **options)
+    except ImportError as reason:
+        words = " ".join(str(reason).split()).partition(". ")[0]
+        raise ModuleNotFoundError(f"{name} loads only with another library: {words}. What the paper's models want is in the extra "
+                                  f"`paper`; torchvision has to be built for torch {torch.__version__}") from reason
+    except ValueError as reason:
+        if "trust_remote_code" not in str(reason):
+            raise
+        raise ValueError(f"{name} brings its model as code of its own, which is not run here; transformers "
+                         f"{transformers.__version__} has no class for it. Some models are on the Hub in a version that stock classes "
+                         "read, under another name or revision") from reason
     except SafetensorError as reason:
         raise ValueError(f"weights of {name} are cut short or broken ({reason}); get the files again") from reason
     except OSError as reason:

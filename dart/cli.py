@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import sys
@@ -58,7 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--batch", type=int, default=16, help="questions a call; halved where memory does not suffice")
     ask.add_argument("--skip-bad", action="store_true", help="go on with files that are not as published, and leave out "
                      "questions that cannot be read and those whose picture cannot; the record says which")
-    ask.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the computation")
+    ask.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the computation; bfloat16 if there is CUDA",
+                     default="bfloat16" if torch.cuda.is_available() else "float32")
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
     ask.set_defaults(run=evaluate)
 
@@ -149,12 +151,21 @@ def evaluate(given: argparse.Namespace) -> None:
         asked = evaluation.asked_of(found[0].name, given.limit)
         model, processor = load(given)
         first = next((each for each in asked if not given.skip_bad or readable(each)), asked[0])
-        methods, notes = choose_methods(given, model, evaluation.prompt_size(model, processor, first))
-        options = {name: getattr(given, name) for name in ("limit", "batch", "skip_bad")} | {"processor": processor, "folder": given.out}
-        records = [evaluation.sweep(model, methods, task.name, tokens=getattr(task, "tokens", 8), **options) for task in found]
+        asking = {name: reproduction.asking(name, model, processor) for name in tasks}
+        methods, notes = choose_methods(given, model, size_of(model, asking[tasks[0]][0], first))
+        options = {name: getattr(given, name) for name in ("limit", "batch", "skip_bad")} | {"folder": given.out}
+        records = [
+            evaluation.sweep(model, methods, name, tokens=getattr(task, "tokens", 8), processor=asking[name][0], **options)
+            for name, task in zip(tasks, found)
+        ]
         if processes.main:
             for record in (record for column in records for record in column):
-                keep(record, unlike.get(record.settings["task"]), given.store)
+                task = record.settings["task"]
+                reproduction.note(record, unlike=unlike.get(task), prompt=asking[task][1])
+                keep(record, given.store)
+            published = [(task, column) for task, column in zip(found, records) if task.name in files.FILES]
+            notes += [hand_in(task, record) for task, column in published for record in column]
+            notes += [f"prompts of {name}: {words}" for name, (_, words) in asking.items() if words]
             print(table(found, records), *notes, *strange, sep="\n")
 
 
@@ -168,6 +179,17 @@ def load(given: argparse.Namespace) -> tuple[PreTrainedModel, ProcessorMixin]:
                          "vision-language model") from reason
 
 
+def size_of(model: PreTrainedModel, processor: ProcessorMixin, question) -> tuple[int, int]:
+    """What `evaluation.prompt_size` gives; where the processor refuses the question, whose fault that is."""
+    try:
+        return evaluation.prompt_size(model, processor, question)
+    except ValueError as reason:
+        if "holds no image token" in str(reason) or not readable(question):
+            raise
+        raise ValueError(f"{model.name_or_path} cannot be asked about a picture: {reason} It takes a chat template "
+                         "(chat_template.jinja beside its files) that puts an image token into the prompt") from reason
+
+
 def readable(question) -> bool:
     try:
         question.pictures() if hasattr(question, "pictures") else question.picture()
@@ -176,12 +198,17 @@ def readable(question) -> bool:
     return True
 
 
-def keep(record: evaluation.Record, unlike: Sequence[str] | None, store: bool) -> None:
-    """Note beside a run which files were not as published, and put it into the store if it is to go there and is whole."""
-    if unlike:
-        path = record.folder / "environment.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "unlike": unlike}, indent=1) + "\n")
-    if store and (unlike or "skipped" in record.environment):
+def hand_in(task: base.Benchmark, record: evaluation.Record) -> str:
+    """Write the benchmark's official answer file beside a run, and say where it is, or why there is none."""
+    try:
+        return f"submission: {task.submission(record.questions, record.answers, record.folder / 'submission')}"
+    except (FileNotFoundError, ModuleNotFoundError) as reason:
+        return f"no submission of {record.folder.name}: {reason}"
+
+
+def keep(record: evaluation.Record, store: bool) -> None:
+    """Put a run into the store if it is to go there and is whole."""
+    if store and {"unlike", "skipped"} & set(record.environment):
         raise ValueError(f"{record.folder} is of files that are not as published, or lacks questions: it is not stored; get the files "
                          "first")
     if store:
@@ -315,7 +342,8 @@ def stored_runs(given: argparse.Namespace) -> None:
         together.setdefault(results.asked_alike(run), []).append(run)
     differ = []
     for several in together.values():
-        for run, agree in zip(several, results.verify(several, model, processor, n=given.questions)):
+        asked_by, _ = reproduction.asking(several[0].settings["task"], model, processor)
+        for run, agree in zip(several, results.verify(several, model, asked_by, n=given.questions)):
             print(f"{run.folder.parent.name}/{run.folder.name}: {agree:.0%} of {min(given.questions, run.settings['n'])} answers agree", flush=True)
             differ += [run.folder.name] if agree < 0.99 else []
     if differ:
@@ -391,14 +419,20 @@ def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluatio
     """
     head = ["", *(f"{task.name} ({task.metric})" for task in tasks)]
     rows = [
-        [row[0].settings["label"], *(str(record.metrics[task.metric]) for task, record in zip(tasks, row))]
+        [row[0].settings["label"], *(scored(record.metrics[task.metric]) for task, record in zip(tasks, row))]
         for row in zip(*records)
     ]
-    rows.append(["blind floor", *(f"{task.floors()['blind'][task.metric]:.3f}" for task in tasks)])
+    rows.append(["blind floor", *(scored(task.floors()["blind"][task.metric]) for task in tasks)])
     rows.append(["questions", *(str(column[0].settings["n"]) for column in records)])
     skipped = [len(column[0].environment.get("skipped", ())) for column in records]
     rows += [["skipped", *map(str, skipped)]] if any(skipped) else []
     return columns([head, *rows])
+
+
+def scored(value: evaluation.Interval | float) -> str:
+    """A score in words: answers to a test set may be known to its server only."""
+    number = getattr(value, "value", value)
+    return "by its server" if math.isnan(number) else f"{number:.3f}" if number is value else str(value)
 
 
 def columns(rows: Sequence[Iterable]) -> str:

@@ -22,7 +22,7 @@ import torch
 import transformers
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForMultimodalLM, AutoProcessor
 from transformers.video_utils import VideoMetadata, load_video
 
 import dart
@@ -355,7 +355,7 @@ class Pruned(Base):
             self.model, self.processor = bundled.load(pretrained, device=self.device, **options)
         else:
             name = pretrained or dart.data_root() / "model"
-            self.model = AutoModelForImageTextToText.from_pretrained(name, device_map=device_map, **options).eval()
+            self.model = AutoModelForMultimodalLM.from_pretrained(name, device_map=device_map, **options).eval()
             self.processor = AutoProcessor.from_pretrained(name, revision=revision)
 
         self.most_frames = max_num_frames

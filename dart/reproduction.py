@@ -33,8 +33,10 @@ from tqdm.auto import tqdm
 
 import dart
 from dart import bundled, evaluation, paper, results, scenes, videos
-from dart.evaluation import Interval
+from dart.evaluation import Interval, Record
 from dart.results import Average, Comparison, Stored
+from dart.tasks import TASKS as PUBLISHED
+from dart.tasks import prompts
 
 # ------------------------------------------------------------------------------------------------ what the paper's words are here
 
@@ -93,6 +95,8 @@ class Row:
         The paper's row; None if we add it.
     why : str
         Why it cannot be run.
+    removed : float or None
+        Fraction of image tokens that goes, for models whose pictures differ in their number; `keep` is then its name only.
     """
 
     label: str
@@ -100,11 +104,16 @@ class Row:
     keep: int | None
     paper: paper.Row | None = None
     why: str = ""
+    removed: float | None = None
 
 
 @dataclass(frozen=True)
 class Target:
-    """One table or figure: its rows, tasks at bundled scale, and what stands for it at paper scale."""
+    """One table or figure: its rows, tasks at bundled scale, and what stands for it at paper scale.
+
+    Budgets of the rows are of 576 image tokens; `tokens` says how many the paper's model has, None where every picture has another
+    number.
+    """
 
     title: str
     model: str
@@ -112,6 +121,7 @@ class Target:
     tasks: tuple[str, ...] = BUNDLED_TASKS
     paper_tasks: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
+    tokens: int | None = BUNDLED_TOKENS
 
 
 def _of_table(name: str, *added: str) -> Callable[[], list[Row]]:
@@ -165,23 +175,33 @@ PIVOTS = ((1, 0), (1, 1), (2, 2), (4, 4), (16, 16), (32, 32))
 LAYERS = (1, 2, 3, 4, 5, 6, 7)
 
 
-def _columns(name: str) -> tuple[str, ...]:
-    return tuple(TASKS[column] for column in paper.table(name).columns if column in TASKS)
+def _columns(name: str, ocr: bool = False) -> tuple[str, ...]:
+    """Tasks of a table; the words read in TextVQA's pictures stand in the prompts of LLaVA-1.5 only."""
+    found = (TASKS[column] for column in paper.table(name).columns if column in TASKS)
+    return tuple("textvqa-plain" if task == "textvqa" and not ocr else task for task in found)
 
 
 def targets() -> dict[str, Target]:
     """Every table and figure that has accuracy in it, by the name of its notebook."""
     llava, following = "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-v1.6-vicuna-7b-hf"
     return {
-        "table-1": Target("Table 1", llava, _of_table("table1", "Random"), paper_tasks=_columns("table1")),
-        "table-2": Target("Table 2", following, _of_table("table2"), ("existence",), ("pope",)),
-        "table-3": Target("Table 3", following, _of_table("table3", "Random"), paper_tasks=_columns("table3")),
-        "table-4": Target("Table 4", "Qwen/Qwen2-VL-7B-Instruct", _of_table("table4", "Random"), paper_tasks=_columns("table4")),
-        "table-5": Target("Table 5", "openbmb/MiniCPM-V-2_6", _of_table("table5", "Random"), paper_tasks=_columns("table5")),
+        "table-1": Target("Table 1", llava, _of_table("table1", "Random"), paper_tasks=_columns("table1", ocr=True)),
+        "table-2": Target("Table 2", following, _of_table("table2"), ("existence",), ("pope",), tokens=2880),
+        "table-3": Target("Table 3", following, _of_table("table3", "Random"), paper_tasks=_columns("table3"), tokens=2880),
+        "table-4": Target(
+            "Table 4", "Qwen/Qwen2-VL-7B-Instruct", _of_table("table4", "Random"), paper_tasks=_columns("table4"), tokens=None
+        ),
+        "table-5": Target(
+            "Table 5", "openbmb/MiniCPM-V-2_6", _of_table("table5", "Random"), paper_tasks=_columns("table5"), tokens=None
+        ),
         "table-6": Target("Table 6", "LanguageBind/Video-LLaVA-7B-hf", _videos, ("videos",), seeds=(0,)),
-        "table-7": Target("Table 7", "Qwen/Qwen2-VL-72B-Instruct", _of_table("table7", "Random"), paper_tasks=_columns("table7")),
-        "table-8": Target("Table 8", llava, _of_table("table8"), paper_tasks=_columns("table8"), seeds=(0, 1, 2, 3, 4)),
-        "table-9": Target("Table 9", "llava-hf/llava-1.5-13b-hf", _of_table("table9", "Random"), paper_tasks=_columns("table9")),
+        "table-7": Target(
+            "Table 7", "Qwen/Qwen2-VL-72B-Instruct", _of_table("table7", "Random"), paper_tasks=_columns("table7"), tokens=None
+        ),
+        "table-8": Target("Table 8", llava, _of_table("table8"), paper_tasks=_columns("table8", ocr=True), seeds=(0, 1, 2, 3, 4)),
+        "table-9": Target(
+            "Table 9", "llava-hf/llava-1.5-13b-hf", _of_table("table9", "Random"), paper_tasks=_columns("table9", ocr=True)
+        ),
         "figure-1": Target(
             "Figure 1", llava,
             _plain(("FastV", "fastv", 64), ("FastV, layer 4", "fastv:layer=4", 64), ("DART", "dart", 64), ("Random", "random", 64)),
@@ -192,12 +212,12 @@ def targets() -> dict[str, Target]:
         "figure-2": Target(
             "Figure 2", llava, _plain(*((label, METHODS[label], 64) for label in ("Random", "FastV", "SparseVLM", "DART")),
                                     *((f"{label}, layer 4", f"{METHODS[label]}:layer=4", 64) for label in ("Random", "FastV"))),
-            paper_tasks=_columns("table1"),
+            paper_tasks=_columns("table1", ocr=True),
         ),
         "figure-4": Target(
             "Figure 4", following,
             _plain(*((label, METHODS[label], keep) for keep in (192, 128, 64) for label in ("DART", "Random", "FastV", "SparseVLM", "PDrop"))),
-            paper_tasks=("pope", "mme", "textvqa", "gqa"),
+            paper_tasks=("pope", "mme", "textvqa-plain", "gqa"), tokens=2880,
         ),
         "figures-5-and-8": Target(
             "Figures 5 and 8", llava,
@@ -218,7 +238,7 @@ def targets() -> dict[str, Target]:
         ),
         "figure-9": Target(
             "Figure 9", llava, lambda: [row for row in _of_table("table8")() if row.keep is None or "pivot" in row.label],
-            paper_tasks=_columns("table8"), seeds=(0, 1, 2, 3, 4),
+            paper_tasks=_columns("table8", ocr=True), seeds=(0, 1, 2, 3, 4),
         ),
         "every-method-on-the-small-model": Target("Every method", llava, _every_method, paper_tasks=("pope", "mme", "textvqa", "gqa")),
     }
@@ -347,7 +367,7 @@ class Experiment:
         for task in self.tasks:
             evaluation.find_name("task", task, evaluation.TASKS)
         self.seeds = _several(parameters.seeds, int, "seeds") or self.target.seeds
-        self.rows = self._chosen(self.target.rows())
+        self.rows = self._chosen([row if bundled_scale else self._of_model(row) for row in self.target.rows()])
         if parameters.limit is not None and (not isinstance(parameters.limit, int) or parameters.limit < 1):
             raise ValueError(f"limit={parameters.limit!r}; give 1 or more questions a task, or None for all")
         self.device = parameters.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -360,6 +380,16 @@ class Experiment:
         if parameters.attn_implementation is not None:
             evaluation.find_name("attn_implementation", parameters.attn_implementation, KERNELS)
         self.runs: dict[tuple[str, dart.Method | None], Stored | None] = {}
+
+    def _of_model(self, row: Row) -> Row:
+        """A row with its budget in image tokens of the paper's model."""
+        if row.keep is None or row.spec is None:
+            return row
+        if self.target.tokens is not None:
+            return replace(row, keep=round(row.keep * self.target.tokens / BUNDLED_TOKENS))
+        if row.spec.partition(":")[0] != "dart":
+            return replace(row, spec=None, why="pictures differ in their number of tokens, the method takes one for all")
+        return replace(row, removed=row.paper.reduction)
 
     def _chosen(self, rows: list[Row]) -> list[Row]:
         wanted = _several(self.parameters.methods, str, "methods")
@@ -385,6 +415,8 @@ class Experiment:
         """The methods behind a row: one, or one for each seed if it draws."""
         if row.spec is None:
             return []
+        if row.removed is not None:
+            return [evaluation.find_method(f"{row.spec}{',' if ':' in row.spec else ':'}reduction_ratio={row.removed}", None)]
         method = evaluation.find_method(row.spec, row.keep)
         draws = row.spec.split(":")[0] == "random" and row.keep or getattr(method, "pivot_rule", None) == "random"
         if not draws:
@@ -603,11 +635,28 @@ def _tokens(task: str) -> int:
     return getattr(evaluation.find_task(task), "tokens", 8)
 
 
+def asking(task: str, model, processor) -> tuple[Any, str]:
+    """The processor that a task is asked with, and words on it: published ones as LLaVA's evaluation asks, if the model fits."""
+    return prompts.official(model, processor) if task in PUBLISHED else (processor, "")
+
+
+def note(record: Record, **facts: Any) -> None:
+    """Write facts that are not empty into the environment of a run."""
+    facts = {name: value for name, value in facts.items() if value}
+    record.environment.update(facts)
+    if facts and record.folder:
+        path = record.folder / "environment.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **facts}, indent=1) + "\n")
+
+
 def _make(model, processor, methods, task, limit, *, folder=None, store=None, progress=True) -> dict[dart.Method | None, Stored]:
     folder = folder or work() / "eval"
     store = store or work() / "results"
+    processor, words = asking(task, model, processor)
     options = {"processor": processor, "folder": folder, "limit": limit, "batch": 32, "progress": progress, "tokens": _tokens(task)}
     records = evaluation.sweep(model, methods, task, **options)
+    for record in records:
+        note(record, prompt=words)
     return {method: results.load(results.keep(record, store)) for method, record in zip(methods, records)}
 
 

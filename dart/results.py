@@ -74,7 +74,8 @@ def code_fingerprint(settings: dict[str, Any]) -> str:
 
 def _task_files(task: str) -> list[str]:
     if task in PUBLISHED:                                   # pope, mmbench-cn: the file has the first word
-        return ["tasks.base", f"tasks.{task.split('-')[0]}", *(["tasks.vqa"] if "vqa" in task or task.startswith("vizwiz") else [])]
+        shared = ["tasks.vqa"] if "vqa" in task or task.startswith("vizwiz") else []
+        return ["tasks.base", "tasks.prompts", f"tasks.{task.split('-')[0]}", *shared]
     return {"easy-vqa": ["easy_vqa"], "videos": ["scenes", "videos"]}.get(task, ["scenes"])
 
 

@@ -72,6 +72,32 @@ def test_a_table_has_the_rows_of_the_paper(name):
             assert all(method.keep == row.keep for method in Experiment(name).methods(row))
 
 
+def test_at_paper_scale_budgets_are_of_the_papers_models():
+    def ours(name, label="DART"):
+        experiment = Experiment(name, Parameters(scale="paper", device="cpu"))
+        return [method for row in experiment.rows if row.label == label for method in experiment.methods(row)]
+
+    assert ours("table-1") == ours("table-9") == [dart.DART(keep=keep) for keep in (192, 128, 64)]
+    assert ours("table-2") == ours("table-3") == [dart.DART(keep=320)], "of 2880"
+    assert ours("figure-4", "Random")[0].keep == 960
+    for name in ("table-4", "table-7"):
+        assert ours(name) == [dart.DART(reduction_ratio=removed) for removed in (0.667, 0.778, 0.889)]
+        assert ours(name, "FastV") == [], "every picture has another number of tokens"
+
+
+def test_the_words_in_textvqas_pictures_are_told_to_llava_1_5_only():
+    asked = {name: [task for task in target.paper_tasks if task.startswith("textvqa")] for name, target in reproduction.targets().items()}
+    assert {name for name, tasks in asked.items() if tasks == ["textvqa-plain"]} == {"table-3", "table-4", "table-5", "table-7", "figure-4"}
+    assert all(tasks in (["textvqa"], ["textvqa-plain"], []) for tasks in asked.values())
+
+
+def test_notes_stand_beside_a_run(tmp_path):
+    (tmp_path / "environment.json").write_text('{"device": "none"}')
+    record = Record(tmp_path, {}, {}, {"device": "none"}, [], [])
+    reproduction.note(record, prompt="vicuna_v1", unlike=[])
+    assert record.environment == json.loads((tmp_path / "environment.json").read_text()) == {"device": "none", "prompt": "vicuna_v1"}
+
+
 def test_other_methods_and_budgets_make_rows_of_their_own():
     experiment = Experiment("table-8", Parameters(methods=["dart:pivot_rule=random", "holov"], budgets=[32]))
     assert [(row.label, row.keep) for row in experiment.rows] == [("unpruned", None), ("DART pivot=random", 32), ("holov", 32)]

@@ -27,7 +27,7 @@ from dart.tasks import gqa, mmbench, mme, ocrbench, pope, scienceqa, textvqa, vi
 from dart.tasks.base import Benchmark, Question
 from dart.tasks.prompts import vicuna_v1
 
-__all__ = ["Benchmark", "Question", "TASKS", "vicuna_v1"]
+__all__ = ["Benchmark", "Question", "SCRIPTS", "TASKS", "vicuna_v1"]
 
 TASKS: dict[str, Callable[[], Benchmark]] = {
     "pope": pope.task,
@@ -43,4 +43,13 @@ TASKS: dict[str, Callable[[], Benchmark]] = {
     "vizwiz": vizwiz.task,
     "vizwiz-test": partial(vizwiz.task, "vizwiz-test"),
     "ocrbench": ocrbench.task,
+}
+
+# what each script `scripts/<version>/eval/<name>.sh` of the authors asks; those of LLaVA-NeXT leave OCR tokens out of TextVQA
+_SCRIPTS = {
+    "gqa": "gqa", "mmbench": "mmbench", "mmbench_cn": "mmbench-cn", "mme": "mme", "ocrbench": "ocrbench", "pope": "pope",
+    "sqa": "scienceqa", "textvqa": "textvqa", "vqav2": "vqav2-testdev",
+}
+SCRIPTS: dict[str, dict[str, str]] = {
+    "v1_5": _SCRIPTS, "v1_6": {**_SCRIPTS, "textvqa": "textvqa-plain", "vizwiz": "vizwiz-test"},
 }

@@ -4,12 +4,14 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import checkpoints
 import httpx
 import published
 import pytest
 import torch
 import transformers
 from huggingface_hub import errors
+from PIL import Image
 from test_sweeps import MODEL
 from tiny import tiny
 from transformers.utils import hub
@@ -243,3 +245,11 @@ def test_a_prompt_without_an_image_token():
         evaluation.prompt_size(model, Processor(), question)
     Processor.ids = [[5, model.config.image_token_id, 7]]
     assert evaluation.prompt_size(model, Processor(), question) == (3, 1)
+
+
+@pytest.mark.parametrize(("template", "said"), [(None, "does not have a chat template"), ("what?", "Found total 0 <image> tokens")])
+def test_a_chat_template_without_pictures(template, said):
+    """transformers speaks first; what to do about it is ours."""
+    model, question = tiny("llava"), SimpleNamespace(text="is there a dog?", picture=lambda: Image.new("RGB", (8, 6)))
+    with pytest.raises(ValueError, match=f"cannot be asked about a picture: .*{said}.* It takes a chat template"):
+        cli.size_of(model, checkpoints.processor(template=template), question)
