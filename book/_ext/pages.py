@@ -17,6 +17,7 @@ CARD = "_static/card.jpg"
 def setup(app):
     app.connect("html-page-context", describe)
     app.connect("html-page-context", load_late)
+    app.connect("html-page-context", mend_the_list_of_sources)
     app.connect("html-page-context", leave_out_the_explorer)
     # after sphinx-mathjax-offline, which copies its files in the same event
     app.connect("build-finished", lighten, priority=900)
@@ -59,6 +60,12 @@ def load_late(app, name, template, context, doctree):
 
     if "body" in context:
         context["body"] = IMAGE.sub(attributes, context["body"])
+
+
+def mend_the_list_of_sources(app, name, template, context, doctree):
+    """docutils gives each source a role that is deprecated, and that a list may not hold."""
+    if "body" in context:
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
 def leave_out_the_explorer(app, name, template, context, doctree):
