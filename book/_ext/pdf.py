@@ -14,7 +14,11 @@ from pypdf.generic import ArrayObject, FloatObject, NameObject, NullObject
 
 BOOK = Path(__file__).parents[1]
 MARGIN = {"top": "18mm", "bottom": "20mm", "left": "16mm", "right": "16mm"}
+# Chromium notes the places of those anchors alone to which a link on the same page leads, hidden ones too.
 READY = """async () => {
+    const links = document.body.appendChild(Object.assign(document.createElement("nav"), {hidden: true}));
+    for (const {id} of document.querySelectorAll("article [id]"))
+        links.append(Object.assign(document.createElement("a"), {href: "#" + encodeURIComponent(id)}));
     for (const image of document.images) image.loading = "eager";
     await Promise.all([...document.images].map(image => image.decode().catch(() => {})));
     await window.MathJax?.startup?.promise;
@@ -79,8 +83,8 @@ def make(site, toc, out):
             writer.append(printed, import_outline=False)
             starts[name] = first, len(writer.pages)
             if part and part not in parts:
-                parts[part] = writer.add_outline_item(part, first)
-            writer.add_outline_item(title, first, parent=parts.get(part))
+                parts[part] = writer.add_outline_item(title=part, page_number=first)
+            writer.add_outline_item(title=title, page_number=first, parent=parts.get(part))
             print(f"{name}: {len(printed.pages)} pages", flush=True)
         browser.close()
     lead_inside(writer, starts, targets, site.resolve().as_uri() + "/")

@@ -242,15 +242,18 @@ def test_two_pages_as_a_pdf(browser, tmp_path):
     assert starts[0] == 0 < starts[1] < starts[2] < len(pdf.pages)
 
     sheets = [sheet.extract_text() for sheet in pdf.pages]
-    assert [text.split()[-1] for text in sheets] == [str(number) for number in range(1, len(sheets) + 1)]
+    assert [text.split()[0] for text in sheets] == [str(number) for number in range(1, len(sheets) + 1)]
     chapter = " ".join(" ".join(sheets[starts[1]:starts[2]]).split())
+    packed = chapter.replace(" ", "")
     notebook = nbformat.read(BOOK / f"{first}.ipynb", as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code" and not {"remove-input", "hide-input", "remove-cell"} & set(cell.metadata.get("tags", [])):
-            assert "".join(cell.source.split()) in "".join(chapter.split()), f"the code of cell {cell.id} is not printed whole"
+            lost = [line for line in cell.source.splitlines() if "".join(line.split()) not in packed]
+            assert not lost, f"cell {cell.id} is not printed whole"
     assert "Solution to" in chapter and "Show code cell" not in chapter and "Click to" not in chapter
 
     links = [note.get_object() for sheet in pdf.pages for note in sheet.get("/Annots", [])]
     assert not [link for link in links if str(link.get("/A", {}).get("/URI", "")).startswith("file:")]
     led = {pdf.get_page_number(link["/Dest"][0].get_object()) for link in links if "/Dest" in link}
-    assert any(page >= starts[2] for page in led), "citations lead to the sources at the end"
+    sources = max(number for number, text in enumerate(sheets) if "Sources" in text.splitlines())
+    assert any(page >= sources for page in led), "citations lead to the sources at the end"
