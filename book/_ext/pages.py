@@ -11,6 +11,7 @@ from sphinx.util.images import get_image_size
 IMAGE = re.compile(r'<img (?=[^>]*\bsrc="[^"]*_images/([^"]+)")')
 ICON = re.compile(r'(?:"([a-z0-9-]+)"|([a-z][a-z0-9]*)):\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]+",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?')
 MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts")
+USED_BY = {"_static/explorer.": 'class="explorer"', "_static/mathjax/": 'class="math'}
 CARD = "_static/card.jpg"
 
 
@@ -18,7 +19,7 @@ def setup(app):
     app.connect("html-page-context", describe)
     app.connect("html-page-context", load_late)
     app.connect("html-page-context", mend_the_list_of_sources)
-    app.connect("html-page-context", leave_out_the_explorer)
+    app.connect("html-page-context", leave_out_what_is_not_used)
     # after sphinx-mathjax-offline, which copies its files in the same event
     app.connect("build-finished", lighten, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -68,11 +69,11 @@ def mend_the_list_of_sources(app, name, template, context, doctree):
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
-def leave_out_the_explorer(app, name, template, context, doctree):
-    """jupyter-book puts every script and style sheet below _static on every page; the explorer's belong on one."""
-    if 'class="explorer"' not in context.get("body", ""):
-        for files in ("script_files", "css_files"):
-            context[files] = [file for file in context[files] if "explorer" not in str(getattr(file, "filename", file))]
+def leave_out_what_is_not_used(app, name, template, context, doctree):
+    """Load MathJax where formulas are, and the explorer's files, which jupyter-book puts on every page, where the explorer is."""
+    unused = [file for file, sign in USED_BY.items() if sign not in context.get("body", "")]
+    for files in ("script_files", "css_files"):
+        context[files] = [file for file in context[files] if not any(part in str(file.filename) for part in unused)]
 
 
 def lighten(app, error):

@@ -62,6 +62,7 @@ FACTS = """() => ({
     description: document.querySelector("meta[name=description]")?.content ?? "",
     icon: document.querySelector("link[rel=icon]")?.href,
     notebook: document.querySelector(".btn-download-source-button")?.href,
+    maths: document.querySelector(".math") !== null,
     untitled: [...document.querySelectorAll(".bibtex-citation a:not([title])")].map(link => link.textContent),
     uncopied: [...document.querySelectorAll(".cell_input pre")].filter(code => !code.parentElement.querySelector("button.copybtn")).length,
 })"""
@@ -207,8 +208,9 @@ def test_pages_are_light(visits):
     """Scripts, styles, fonts and text of a page; its pictures come as they are scrolled to."""
     for address, visit in visits.items():
         weight = sum(size for name, size in visit.loaded.items() if not name.startswith(("_images/", "_static/explorer/")))
-        assert weight < 2.2e6, f"{address}: {visit.loaded}"
+        assert weight < 2.5e6, f"{address}: {visit.loaded}"
         assert any("explorer" in name for name in visit.loaded) == (address == "explorer.html")
+        assert any("mathjax" in name for name in visit.loaded) == visit.facts["maths"], address
     assert sum(path.stat().st_size for path in SITE.rglob("*") if path.is_file()) < 30e6
 
 
