@@ -1,4 +1,4 @@
-# make book · make test · make check · make tables · make bench · make lab · make train · make clean
+# make book · make pdf · make test · make check · make tables · make bench · make lab · make train · make clean
 # Each makes .venv first if it is missing or older than pyproject.toml or constraints.txt.
 
 SHELL := /bin/bash
@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help book test check tables bench lab train clean
+.PHONY: help book pdf test check tables bench lab train clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,6 +17,7 @@ done = echo "$(1) ($$((SECONDS / 60)) min $$((SECONDS % 60)) s)"
 
 help:
 	echo "make book    run every page and build the site into book/_build/html"
+	echo "make pdf     print the built site into book/_build/book.pdf, with Chromium"
 	echo "make test    run the tests"
 	echo "make check   run the slow checks: the built site in a browser, notebooks under papermill"
 	echo "make tables  make all runs behind the tables and figures, then run their notebooks; resumes"
@@ -33,6 +34,10 @@ book: $(ENV)
 	rm -rf book/_build
 	DART_COMPUTE=0 $(BIN)/jupyter-book build book -W -n --keep-going
 	$(call done,The site is in book/_build/html/index.html)
+
+pdf: $(ENV)
+	$(BIN)/python book/_ext/pdf.py
+	$(call done,The PDF is book/_build/book.pdf)
 
 test: $(ENV)
 	$(BIN)/python -m pytest -n 2

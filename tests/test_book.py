@@ -1,5 +1,6 @@
 """The pages of the book are complete and clean, and the strict build refuses broken ones."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -51,11 +52,15 @@ def test_notebook_is_valid_and_stripped(path):
             assert not cell.outputs and cell.execution_count is None, f"cell {cell.id} still has outputs"
 
 
-def build(folder, index, code="1 + 1"):
+CONFIG = (BOOK / "_config.yml").read_text()
+
+
+def build(folder, index, code="1 + 1", config=CONFIG):
     """Build a book of two pages with the settings of the real one, as `make book` does."""
-    shutil.copy(BOOK / "_config.yml", folder)
+    (folder / "_config.yml").write_text(config)
     shutil.copy(BOOK / "references.bib", folder)
-    shutil.copytree(BOOK / "_static", folder / "_static")
+    for name in ("_ext", "_static", "_templates"):
+        shutil.copytree(BOOK / name, folder / name, ignore=shutil.ignore_patterns("explorer", "__pycache__"))
     (folder / "_toc.yml").write_text("format: jb-book\nroot: index\nchapters: [{file: page}]\n")
     (folder / "index.md").write_text(f"# A book\n\n{index}\n")
     cells = [nbformat.v4.new_markdown_cell("# A page"), nbformat.v4.new_code_cell(code)]
@@ -70,6 +75,8 @@ def test_a_sound_book_builds(tmp_path):
     """Without this the tests below could pass for a reason of their own."""
     code, log = build(tmp_path, "Fine, says {cite:t}`wen2025dart` of [the page](page.ipynb).\n\n```{bibliography}\n```")
     assert code == 0, log
+    page = (tmp_path / "_build/html/page.html").read_text()
+    assert "NAME" not in page and "og:image" not in page and "colab" not in page, "a book without a name points nowhere"
 
 
 def test_a_raising_cell_fails_the_build(tmp_path):
@@ -84,3 +91,18 @@ def test_a_warning_fails_the_build(tmp_path):
     warnings = "\n".join(line for line in log.splitlines() if "WARNING" in line)
     for name in ["no-page", "no-label", "no-book", "no-formula"]:
         assert name in warnings, f"{name} passed in silence"
+
+
+def test_a_fork_names_itself_in_one_place(tmp_path):
+    """The block of the settings that says so, without its "# " and with a name, gives links to source and Colab, and a card."""
+    before, block, after = re.split(r"(?<=put your name for NAME\.\n)(.*?baseurl: \S+\n)", CONFIG, flags=re.DOTALL)
+    block = re.sub(r"^( *)# (?=\s*[a-z_]+:)", r"\1", block, flags=re.MULTILINE).replace("NAME", "somebody")
+    code, log = build(tmp_path, "Fine.\n\n```{bibliography}\n```", config=before + block + after)
+    assert code == 0, log
+    page = (tmp_path / "_build/html/page.html").read_text()
+    source = "https://github.com/somebody/dart-mllm"
+    assert f'href="{source}"' in page
+    assert f'href="{source}/edit/main/book/page.ipynb"' in page
+    assert 'href="https://colab.research.google.com/github/somebody/dart-mllm/blob/main/book/page.ipynb"' in page
+    assert 'property="og:image" content="https://somebody.github.io/dart-mllm/_static/card.jpg"' in page
+    assert (tmp_path / "_build/html/_static/card.jpg").is_file()
