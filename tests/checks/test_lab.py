@@ -124,6 +124,16 @@ def run_all(page, minutes):
     return wait(page, lambda state: state["errors"] or (state["kernel"] == "idle" and not state["waiting"]), minutes)
 
 
+def show(page, name):
+    """The cell of this id, brought into view: JupyterLab draws what is in view only."""
+    page.evaluate("""async name => {
+        const notebook = window.jupyterapp.shell.currentWidget.content;
+        notebook.activeCellIndex = notebook.model.toJSON().cells.findIndex(cell => cell.id === name);
+        await notebook.scrollToItem(notebook.activeCellIndex, "start");
+    }""", name)
+    return page.locator(".jp-Notebook .jp-Cell.jp-mod-active")
+
+
 def close(page):
     """The notebook, and its kernel."""
     page.evaluate("""async () => {
@@ -148,8 +158,7 @@ def test_explorer_is_alive(page):
     state = run_all(page, minutes=8)
     assert not state["errors"] and not state["waiting"]
     expect.set_options(timeout=MINUTE)
-    cell = page.locator(".jp-CodeCell", has=page.locator(".jupyter-widgets")).first
-    cell.scroll_into_view_if_needed()
+    cell = show(page, "live")
     answer, reading, stays = cell.get_by_role("status").first, cell.locator(".reading"), cell.locator("canvas").first
     expect(answer).to_contain_text("with 64 of 576 patches")
 
@@ -180,6 +189,6 @@ def test_notebook_opens(page, path):
     """Valid, drawn with its title, and with a kernel at hand."""
     state = open_notebook(page, path)
     assert state["cells"] == len(json.loads((BOOK / path).read_text())["cells"])
-    expect(page.locator(".jp-Notebook h1").first).to_be_visible()
+    expect(show(page, "title").locator("h1")).to_be_visible()
     close(page)
     assert not page.refused and not page.thrown
