@@ -25,6 +25,7 @@ from dart.methods.base import NoPlan
 from dart.tasks import base, files
 
 KEEP = (192, 128, 64)
+USUAL = ("unpruned", "dart", "random")
 # of the authors' code for LLaVA-NeXT, which no script of theirs changes
 NEXT_BUDGET = 320
 
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--revision", help="of a model on the Hub: branch, tag or commit")
     ask.add_argument("--tasks", nargs="+", default=["all"], help=f"all (the six scene tasks), {', '.join(evaluation.TASKS)}")
     ask.add_argument("--methods", nargs="+", help=f"all, {', '.join(evaluation.METHODS)}; settings behind a colon, as in "
-                     "dart:pivot_rule=random,image_pivots=8; all if left out, with a released budget dart")
+                     f"dart:pivot_rule=random,image_pivots=8; if left out {' '.join(USUAL)}, with a released budget dart")
     ask.add_argument("--keep", nargs="+", type=int, help=f"image tokens that stay, exactly; if left out {' '.join(map(str, KEEP))}")
     ask.add_argument("--reduction-ratio", type=float, help="released budget of DART, as the authors' scripts take it: the fraction "
                      "of image tokens that goes")
@@ -211,8 +212,11 @@ def check_choice(given: argparse.Namespace) -> None:
 def choose_methods(given: argparse.Namespace, model, size: tuple[int, int]) -> tuple[list[dart.Method | None], list[str]]:
     """The methods that were asked for at each budget and layer, and what to say about the budgets under the table."""
     released = given.reduction_ratio is not None or given.max_num_trunction is not None
-    everything = given.methods is None or given.methods == ["all"]
-    names = given.methods if not everything else ["dart"] if released else list(evaluation.METHODS)
+    everything = given.methods == ["all"]
+    if released and (everything or given.methods is None):
+        names = ["dart"]
+    else:
+        names = list(evaluation.METHODS) if everything else given.methods or USUAL
     methods, notes = [None] if "unpruned" in names else [], []
     asked = [name for name in names if name != "unpruned"]
     if released:
@@ -304,11 +308,14 @@ def stored_runs(given: argparse.Namespace) -> None:
     todo = [run for run in runs if given.all or not run.current]
     print(f"{len(todo)} of {len(runs)} runs to verify")
     model, processor = bundled.load(given.model) if todo else (None, None)
-    differ = []
+    together: dict[tuple, list] = {}
     for run in todo:
-        agree = results.verify(run, model, processor, n=given.questions)
-        print(f"{run.folder.parent.name}/{run.folder.name}: {agree:.0%} of {min(given.questions, run.settings['n'])} answers agree")
-        differ += [run.folder.name] if agree < 0.99 else []
+        together.setdefault(results.asked_alike(run), []).append(run)
+    differ = []
+    for several in together.values():
+        for run, agree in zip(several, results.verify(several, model, processor, n=given.questions)):
+            print(f"{run.folder.parent.name}/{run.folder.name}: {agree:.0%} of {min(given.questions, run.settings['n'])} answers agree", flush=True)
+            differ += [run.folder.name] if agree < 0.99 else []
     if differ:
         raise ValueError(f"these runs are answered otherwise now, and stay marked as older: {', '.join(differ)}")
 

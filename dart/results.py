@@ -167,62 +167,74 @@ def lookup(settings: dict[str, Any], folders: Sequence[str | Path | None] = (Non
     return next((load(place) for place in places if (place / "environment.json").exists()), None)
 
 
-def recheck(run: Stored, model, processor, *, n: int = 100, batch: int = 16) -> float:
-    """Answer some questions of a run anew with today's code.
+def recheck(runs: Sequence[Stored], model, processor, *, n: int = 100, batch: int = 16) -> list[float]:
+    """Answer some questions of several runs on a task anew with today's code; the vision tower sees each picture once for all.
 
     Parameters
     ----------
-    run : Stored
+    runs : sequence of Stored
+        That asked the same questions, for answers of the same length.
     model, processor
-        The model that the run was made with.
+        The model that the runs were made with.
     n : int
-        Questions to answer, drawn by the run's name.
+        Questions to answer, drawn by their hash.
     batch : int
         Questions a call.
 
     Returns
     -------
-    float
-        The share of answers that agree.
+    list of float
+        The share of answers that agree, for each run.
 
     Raises
     ------
     ValueError
-        If the model is not the one of the run.
+        If the model is not the one of the runs, or the runs did not ask the same.
     """
     given = evaluation.fingerprint(model)
-    if given != run.settings["weights"]:
-        raise ValueError(f"the run in {run.folder} is of weights {run.settings['weights']}, the model has {given}; load the model of the run")
-    seed = int(hashlib.sha256(run.folder.name.encode()).hexdigest()[:8], 16)
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(run.questions))[:n])
-    said = []
+    for run in runs:
+        if run.settings["weights"] != given:
+            raise ValueError(f"the run in {run.folder} is of weights {run.settings['weights']}, the model has {given}; load the model of the run")
+        if asked_alike(run) != asked_alike(runs[0]):
+            raise ValueError(f"the runs in {run.folder} and {runs[0].folder} did not ask the same; recheck them one by one")
+    questions = runs[0].questions
+    seed = int(runs[0].settings["questions"][:8], 16)
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(questions))[:n])
+    methods = [_method(run.settings["method"]) for run in runs]
+    agree = np.zeros(len(runs))
     for part in np.array_split(drawn, max(1, -(-len(drawn) // batch))):
-        asked = [run.questions[i] for i in part]
-        said += evaluation.answer(model, processor, asked, [_method(run.settings["method"])], tokens=run.settings["tokens"])[0]
-    return float(np.mean([answer == run.answers[i] for answer, i in zip(said, drawn)]))
+        said = evaluation.answer(model, processor, [questions[i] for i in part], methods, tokens=runs[0].settings["tokens"])
+        agree += [sum(answer == run.answers[i] for answer, i in zip(answers, part)) for answers, run in zip(said, runs)]
+    return (agree / len(drawn)).tolist()
 
 
-def verify(run: Stored, model, processor, *, n: int = 100, least: float = 0.99) -> float:
-    """`recheck` a run, and note in the store if the answers agree.
+def asked_alike(run: Record) -> tuple:
+    """What runs have in common that can be answered anew together: task, questions, their number, length of answers."""
+    return tuple(run.settings[name] for name in ("task", "questions", "n", "tokens"))
+
+
+def verify(runs: Sequence[Stored], model, processor, *, n: int = 100, least: float = 0.99) -> list[float]:
+    """`recheck` runs, and note in the store which of them answer as they did.
 
     Parameters
     ----------
-    run, model, processor, n
+    runs, model, processor, n
         As those of `recheck`.
     least : float
         Share that has to agree; torch of another version may move a last bit and so a word.
 
     Returns
     -------
-    float
-        The share of answers that agree. From `least` on a renewal is appended to the run.
+    list of float
+        The share of answers that agree, for each run. From `least` on a renewal is appended to the run.
     """
-    agree = recheck(run, model, processor, n=n)
-    if agree >= least:
-        renewal = {"date": datetime.date.today().isoformat(), "questions": min(n, len(run.questions)), "agree": agree, "commit": _commit(),
-                   "code": code_fingerprint(run.settings)}
-        (run.folder / "renewals.json").write_text(json.dumps([*_renewals(run.folder), renewal], indent=1) + "\n")
-    return agree
+    shares = recheck(runs, model, processor, n=n)
+    for run, agree in zip(runs, shares):
+        if agree >= least:
+            renewal = {"date": datetime.date.today().isoformat(), "questions": min(n, len(run.questions)), "agree": agree,
+                       "commit": _commit(), "code": code_fingerprint(run.settings)}
+            (run.folder / "renewals.json").write_text(json.dumps([*_renewals(run.folder), renewal], indent=1) + "\n")
+    return shares
 
 
 def _method(settings: dict[str, Any] | None) -> dart.Method | None:

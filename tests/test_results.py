@@ -125,26 +125,31 @@ def test_verifying_renews_only_runs_that_are_answered_alike(record, tmp_path, mo
     settings = {**record.settings, "method": {"name": "DART", **asdict(dart.DART(keep=64))}, "tokens": 8}
     record = replace(record, settings=settings)
     place = results.keep(record, tmp_path)
+    plain = {**settings, "label": "unpruned", "method": None}
+    other = results.keep(replace(record, settings=plain, answers=["yes"] * 24), tmp_path)
     said = {question: answer for question, answer in zip(record.questions, record.answers)}
     asked = []
 
     def answer(model, processor, questions, methods, *, tokens):
         asked.extend(questions)
-        assert methods == [dart.DART(keep=64)]
-        return [[said[question] for question in questions]]
+        assert methods == [dart.DART(keep=64), None]
+        return [[said[question] for question in questions], ["yes"] * len(questions)]
 
     monkeypatch.setattr(evaluation, "fingerprint", lambda model: record.settings["weights"])
     monkeypatch.setattr(evaluation, "answer", answer)
     monkeypatch.setattr(results, "code_fingerprint", lambda settings: "of tomorrow")
-    run = results.load(place)
-    assert not run.current
-    wrong = dict(said)
+    runs = [results.load(place), results.load(other)]
+    assert not any(run.current for run in runs)
+    right = dict(said)
     said.update({question: "?" for question in said})
-    assert results.verify(run, Model(), None, n=10) == 0.0 and not results.load(place).current
-    said.update(wrong)
+    assert results.verify(runs, Model(), None, n=10) == [0, 1]
+    assert [results.load(run.folder).current for run in runs] == [False, True]
+    said.update(right)
     asked.clear()
-    assert results.verify(run, Model(), None, n=10) == 1.0 and len(asked) == len(set(asked)) == 10
+    assert results.verify(runs, Model(), None, n=10) == [1, 1] and len(asked) == len(set(asked)) == 10
     assert results.load(place).current
+    with pytest.raises(ValueError, match="did not ask the same"):
+        results.verify([runs[0], replace(runs[1], settings=plain | {"n": 20})], Model(), None)
     monkeypatch.setattr(evaluation, "fingerprint", lambda model: "another")
     with pytest.raises(ValueError, match="is of weights"):
-        results.verify(run, Model(), None)
+        results.verify(runs, Model(), None)

@@ -30,7 +30,7 @@ def test_a_slice_of_the_sweep_made_from_nothing_agrees_with_the_store():
     wrong = {}
     for number, several in enumerate(runs.values()):
         run = several[number * 7 % len(several)]
-        agree = results.recheck(run, model, processor, n=16)
+        [agree] = results.recheck([run], model, processor, n=16)
         if agree < 15 / 16:
             wrong[run.folder.name] = agree
     assert not wrong, f"these runs are answered otherwise now: {wrong}"

@@ -65,6 +65,8 @@ def test_exact_budgets_stay_exact():
     methods, notes = chosen("--methods unpruned dart --keep 130 64")
     assert methods == [None, dart.DART(keep=130), dart.DART(keep=64)] and notes == ["budgets: " + cli.budgets.MEANING["kept"]]
     assert [method.keep for method in chosen("--methods dart")[0]] == [192, 128, 64]
+    assert [evaluation.label(method) for method in chosen("--keep 128 64")[0]] == ["unpruned", "dart-128", "random-128", "dart-64", "random-64"]
+    assert len(chosen("--keep 64 --methods all")[0]) > 20
 
 
 @pytest.mark.parametrize("command, said", [
