@@ -11,11 +11,13 @@
   });
 }
 
-// A formula wider than its place scrolls: the Tab key must reach it, for the arrow keys to move it.
+// A formula wider than its place scrolls, and so does a long output: the Tab key must reach them, for the arrow keys to move them.
 addEventListener("load", async () => {
   await window.MathJax?.startup?.promise;
+  const wide = (part) => part.scrollWidth > part.clientWidth;
+  const long = (part) => part.matches(".cell_output") && part.scrollHeight > part.clientHeight;
   const reach = new ResizeObserver((changes) => {
-    for (const { target } of changes) target.tabIndex = target.scrollWidth > target.clientWidth ? 0 : -1;
+    for (const { target } of changes) target.tabIndex = wide(target) || long(target) ? 0 : -1;
   });
-  document.querySelectorAll("mjx-container[display]").forEach((formula) => reach.observe(formula));
+  document.querySelectorAll("mjx-container[display], .tag_output_scroll > .cell_output").forEach((part) => reach.observe(part));
 });
