@@ -701,7 +701,7 @@ def sweep(experiments: Sequence[Experiment], *, jobs: int = 2, store: str | Path
     asked = {task: len(evaluation.asked_of(task, limit)) * len(methods) for task, methods in todo.items()}
     order = sorted(todo, key=asked.get, reverse=True)
     jobs = max(1, min(jobs if torch.device(first.device).type == "cpu" else 1, len(order)))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = _threads(jobs)
     context = get_context("spawn")
     with tqdm(total=sum(asked.values()), unit="q", disable=not progress, dynamic_ncols=True) as bar, context.Manager() as manager:
         queue = manager.Queue()
@@ -721,6 +721,11 @@ def sweep(experiments: Sequence[Experiment], *, jobs: int = 2, store: str | Path
                 except queues.Empty:
                     continue
     return failed
+
+
+def _threads(jobs: int) -> int:
+    """The share of each of several processes: with more threads than cores they wait for each other."""
+    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _work(name: str, parameters: Parameters, task: str, methods: Sequence, threads: int, places: dict, queue) -> None:
@@ -770,6 +775,8 @@ def execute(
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(dart.__file__).parent.rglob("*.py"))))
     # not what notebooks store in `work()` themselves: the second call would find it and run them all again
     stored = sorted(str(path) for path in results.root().glob("*/*/settings.json"))
+    jobs = max(1, min(jobs, len(sources)))
+    environment = {"OMP_NUM_THREADS": str(_threads(jobs)), **os.environ}
 
     def one(name: str) -> str | None:
         source, target, mark = sources[name], out / f"{name}.ipynb", out / f"{name}.key"
@@ -779,13 +786,13 @@ def execute(
             return None
         command = [sys.executable, "-m", "papermill", source, target, "--no-progress-bar", "--log-level", "ERROR", "--cwd", source.parent]
         command += ["--parameters_base64", base64.b64encode(json.dumps(dict(parameters)).encode()).decode()]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
         if done.returncode:
             return done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"papermill ended with {done.returncode}"
         mark.write_text(key)
         return None
 
-    with tqdm(total=len(sources), unit="notebook", disable=not progress, dynamic_ncols=True) as bar, ThreadPoolExecutor(max(1, jobs)) as pool:
+    with tqdm(total=len(sources), unit="notebook", disable=not progress, dynamic_ncols=True) as bar, ThreadPoolExecutor(jobs) as pool:
         running = {pool.submit(one, name): name for name in sources}
         for done in as_completed(running):
             if done.result() is not None:

@@ -202,6 +202,19 @@ def test_a_failed_notebook_stops_no_other_and_finished_ones_are_left_alone(tmp_p
     assert (source / "runs.txt").read_text() == "7\n8\n"
 
 
+def test_notebooks_side_by_side_share_the_cores(tmp_path, build, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(reproduction.os, "cpu_count", lambda: 6)
+    for name in ("one", "two"):
+        notebook(tmp_path / f"{name}.ipynb", f"import os; open('{name}.txt', 'w').write(os.environ['OMP_NUM_THREADS'])")
+    found = reproduction.notebooks(tmp_path)
+    assert reproduction.execute(found, {}, tmp_path / "out", jobs=3, progress=False) == {}
+    assert [(tmp_path / f"{name}.txt").read_text() for name in found] == ["3", "3"], "two notebooks ran, so each has half"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert reproduction.execute({"one": found["one"]}, {"limit": 2}, tmp_path / "out", progress=False) == {}
+    assert (tmp_path / "one.txt").read_text() == "5", "what the reader set stays"
+
+
 def test_the_command_names_what_it_does_not_know(tmp_path, capsys):
     notebook(tmp_path / "table-1.ipynb")
     assert cli.main(["tables", "tabel-1", "--notebooks", str(tmp_path)]) == 2
