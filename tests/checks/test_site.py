@@ -84,6 +84,7 @@ class Visit:
     broken_maths: list = field(default_factory=list)
     too_wide: list = field(default_factory=list)
     barriers: list = field(default_factory=list)
+    messages: list = field(default_factory=list)
     facts: dict = field(default_factory=dict)
     links: list = field(default_factory=list)
     ids: set = field(default_factory=set)
@@ -137,6 +138,8 @@ def visits(browser):
         page.wait_for_timeout(500)
         visit.barriers += page.evaluate(BARRIERS, ["color-contrast"])
         visit.facts = page.evaluate(FACTS)
+        # what libraries say to the one who runs a page is nothing for its readers
+        visit.messages = page.locator(".output.stderr").all_inner_texts()
         visit.flat_images = page.evaluate(FLAT_IMAGES)
         visit.broken_maths = page.evaluate(BROKEN_MATHS)
         visit.links = page.evaluate("() => [...document.querySelectorAll('a[href]')].map(a => a.href)")
@@ -150,7 +153,7 @@ def visits(browser):
     return visits
 
 
-@pytest.mark.parametrize("what", ["errors", "refused", "flat_images", "broken_maths", "too_wide", "barriers"])
+@pytest.mark.parametrize("what", ["errors", "refused", "flat_images", "broken_maths", "too_wide", "barriers", "messages"])
 def test_no_page_has(visits, what):
     found = {address: getattr(visit, what) for address, visit in visits.items() if getattr(visit, what)}
     assert not found
