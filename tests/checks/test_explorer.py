@@ -133,6 +133,7 @@ def test_what_was_not_computed_is_said(browser, visit):
     expect(explorer.locator(".answer")).to_contain_text("with 64 of 576 patches")
     explorer.get_by_label("Before layer").select_option("6")
     expect(explorer.locator(".answer")).to_contain_text("run the page in JupyterLab")
+    assert "with 64 of 576 patches" not in explorer.locator(".answer").inner_text(), "an answer to other settings stands there still"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
