@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,6 +28,7 @@ from dart.tasks import base, files
 
 KEEP = (192, 128, 64)
 USUAL = ("unpruned", "dart", "random")
+BENCH = {"methods": ["dart"], "keep": None, "batch": [1], "new_tokens": [1], "attn": ["sdpa"], "compile": ["no"], "words": 0}
 # of the authors' code for LLaVA-NeXT, which no script of theirs changes
 NEXT_BUDGET = 320
 
@@ -105,22 +107,26 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--random-weights", metavar="SHAPE", choices=cost.SHAPES, help="a published architecture in full, made on the device "
                       f"with random weights: {', '.join(cost.SHAPES)}")
     speed.add_argument("--suite", action="store_true", help="all cases worth measuring, or those of the model that is named: on CUDA the "
-                       "paper's efficiency tables, families, batches, kernels and lengths of answers; elsewhere the bundled model")
-    speed.add_argument("--methods", nargs="+", default=["dart"], help="as in dart eval; the plain model is always there")
+                       "paper's efficiency tables, families, batches, kernels and lengths of answers; elsewhere the bundled model. The record is "
+                       "written after every setting, what cannot be run is written down, and the same call goes on where it stopped")
+    speed.add_argument("--methods", nargs="+", help="as in dart eval; the plain model is always there")
     speed.add_argument("--keep", nargs="+", type=int, help="image tokens that stay; by default one in nine")
-    speed.add_argument("--batch", nargs="+", type=int, default=[1], help="prompts a call")
-    speed.add_argument("--new-tokens", nargs="+", type=int, default=[1], help="tokens of an answer")
-    speed.add_argument("--attn", nargs="+", choices=timing.ATTENTION, default=["sdpa"], help="kernel, the same for all: "
+    speed.add_argument("--batch", nargs="+", type=int, help="prompts a call")
+    speed.add_argument("--new-tokens", nargs="+", type=int, help="tokens of an answer")
+    speed.add_argument("--words", type=int, help="also time so many words behind the prompt, inside the context and without it, on the same "
+                       "short caches")
+    speed.add_argument("--attn", nargs="+", choices=timing.ATTENTION, help="kernel, the same for all: "
                        + "; ".join(f"{name}: {meaning}" for name, meaning in timing.ATTENTION.items()))
-    speed.add_argument("--compile", nargs="+", choices=timing.COMPILED, default=["no"], help="how prompts are read: "
+    speed.add_argument("--compile", nargs="+", choices=timing.COMPILED, help="how prompts are read: "
                        + "; ".join(f"{name}: {meaning}" for name, meaning in timing.COMPILED.items()))
     speed.add_argument("--rounds", type=int, default=9, help="times of each")
+    speed.add_argument("--minutes", type=float, default=math.inf, help="begin no setting of the suite after so long; each takes three at most")
     speed.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="by default bfloat16 on CUDA, else float32")
     speed.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
     speed.add_argument("--machine", choices=[*cost.MACHINES, "measured"], default="measured", help="whose peak rates make the roofline")
     speed.add_argument("--out", type=Path, default=Path("build/bench"), help="where the record goes")
     speed.add_argument("--store", action="store_true", help="put the record into data/results/bench, where pages read it")
-    speed.set_defaults(run=bench)
+    speed.set_defaults(run=bench, **BENCH)
 
     judged = commands.add_parser("claims", help="judge every claim of the paper", description="Judge every claim of the paper by stored runs and "
                                  "short measurements on the bundled model, and print the verdicts.")
@@ -356,60 +362,109 @@ def judge_claims(given: argparse.Namespace) -> None:
 
 
 def bench(given: argparse.Namespace) -> None:
-    cuda = torch.device(given.device).type == "cuda"
+    cuda = timing.find_device(given.device).type == "cuda"
     dtype = getattr(torch, given.dtype or ("bfloat16" if cuda else "float32"))
     name = given.random_weights or given.model
     if given.suite:
+        if own := [f"--{option.replace('_', '-')}" for option, usual in BENCH.items() if getattr(given, option) != usual]:
+            raise ValueError(f"--suite has settings of its own; leave out {', '.join(own)}, or leave out --suite")
         suite = timing.LARGE if cuda else timing.SMALL
         cases = [case for case in suite if name in (None, case.model)]
         if not cases:
             known = ", ".join(sorted({str(case.model or "the bundled model") for case in suite}))
             raise ValueError(f"the suite on {given.device} has no cases of {name}; it has {known}")
+    elif given.minutes != math.inf:
+        raise ValueError(f"--minutes {given.minutes:g} is for --suite; give fewer settings or --rounds instead")
     else:
         keep = given.keep and tuple(given.keep)
         cases = [timing.Case(name, tuple(given.methods), keep, tuple(given.batch), tuple(given.new_tokens), tuple(given.attn),
-                             tuple(given.compile))]
+                             tuple(given.compile), given.words)]
+    end = time.monotonic() + 60 * given.minutes
     machine = timing.measure(given.device, dtype) if given.machine == "measured" else cost.MACHINES[given.machine]
-    for name, group in groupby(sorted(cases, key=lambda case: str(case.model)), key=lambda case: case.model):
-        record = measured(name, group, dtype, given.device, machine, given.rounds, patient=given.suite)
-        place = record.write(results.root() / "bench" if given.store else given.out)
-        print(f"{record.model}, {record.weights} weights, {record.dtype}, {record.environment['device']}; "
-              f"roofline of {machine.name}; medians of {given.rounds} turns, quartiles of speed-ups in brackets")
-        if rows := record.table():
-            print(columns([rows[0], *(row.values() for row in rows)]))
-        print(*(f"not run: {', '.join(map(str, case.values()))}" for case in record.not_run), f"record: {place}", sep="\n")
+    left = sum(measured(given, name, list(group), dtype, machine, end) for name, group in groupby(cases, key=lambda case: case.model))
+    if left:
+        print(f"stopped after {given.minutes:g} minutes with {left} settings left; the same call goes on from there")
 
 
-def measured(name: str | None, cases: Iterable[timing.Case], dtype: torch.dtype, device: str, machine: cost.Machine, rounds: int,
-             patient: bool) -> timing.Record:
-    """All cases of one model; a patient call writes down what cannot be run and goes on."""
-    if name in cost.SHAPES:
-        model, weights = timing.build(name, dtype=dtype, device=device), "random"
-    else:
-        model, _ = bundled.load(name, dtype=dtype, device=device)
-        name, weights = Path(name).name if name else "bundled", evaluation.fingerprint(model)
-    _, image_tokens = timing.prompt_size(model.config)
+def measured(given: argparse.Namespace, name: str | None, cases: Sequence[timing.Case], dtype: torch.dtype, machine: cost.Machine,
+             end: float) -> int:
+    """Measure all cases of one model that are not on record yet; how many settings there was no time for.
+
+    The record is written after each of them: who is cut off, or finds that one cannot be run, loses no other.
+    """
+    folder = results.root() / "bench" if given.store else given.out
+    random, cuda = name in cost.SHAPES, torch.device(given.device).type == "cuda"
+    model = None if random else bundled.load(name, dtype=dtype, device=given.device)[0]
+    config = cost.shape(name) if random else model.config
+    _, image_tokens = timing.prompt_size(config)
     environment = {
-        "device": timing.device_name(device), "python": platform.python_version(), "torch": torch.__version__,
-        "transformers": transformers.__version__, "commit": results._commit(),
+        "device": timing.device_name(given.device), "python": platform.python_version(), "torch": torch.__version__,
+        "transformers": transformers.__version__, **({"cuda": torch.version.cuda} if cuda else {}), "commit": results._commit(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S"), "load before": round(os.getloadavg()[0], 1),
     }  # fmt: skip
-    runs, not_run = [], []
+    called = name if random else Path(name).name if name else "bundled"
+    record = timing.Record(called, "random" if random else evaluation.fingerprint(model), str(dtype).removeprefix("torch."), machine,
+                           environment, [])
+    alike = ("device", "torch", "transformers", "commit")
+    before = [each for each in timing.records(called, folder) if given.suite and (each.weights, each.dtype) == (record.weights, record.dtype)
+              and all(each.environment[what] == environment[what] for what in alike)]
+
+    settings: list[tuple[timing.Case, dict[str, dart.Method], dict]] = []
     for case in cases:
         named = product(case.methods, case.keep or (round(image_tokens / 9),))
-        found = [evaluation.find_method(method, keep) for method, keep in named]
-        methods = {evaluation.label(method): method for method in found}
+        methods = {evaluation.label(method): method for method in (evaluation.find_method(each, keep) for each, keep in named)}
         for attention, batch, new_tokens in product(case.attention, case.batch, case.new_tokens):
-            try:
-                runs += timing.bench(model, methods, machine=machine, batch=batch, new_tokens=new_tokens, attention=attention,
-                                     compiled=case.compiled, rounds=rounds)
-            except (ValueError, RuntimeError) as reason:    # the device's memory; a kernel that does not do it
-                if not patient:
-                    raise
-                not_run.append({"methods": " ".join(methods), "attention": attention, "batch": batch, "new_tokens": new_tokens,
-                                "compiled": " ".join(case.compiled), "why": str(reason).partition("\n")[0]})
-    environment["load after"] = round(os.getloadavg()[0], 1)
-    return timing.Record(name, weights, str(dtype).removeprefix("torch."), machine, environment, runs, not_run)
+            setting = {"attention": attention, "batch": batch, "new_tokens": new_tokens}
+            if not any(all(each.find(methods, **setting, compiled=mode) for mode in case.compiled) for each in before):
+                settings.append((case, methods, {**setting, "compiled": case.compiled}))
+        for batch, label in product(case.batch if case.words else (), methods):
+            if not any((words.label, words.batch, words.count) == (label, batch, case.words) for each in before for words in each.words):
+                settings.append((case, {label: methods[label]}, {"batch": batch, "count": case.words}))
+    if not settings:
+        print(f"{called}: every setting of this commit is in {folder}; to measure anew, move its records away")
+
+    place, done = None, 0
+    for case, methods, setting in settings:
+        if time.monotonic() > end:
+            break
+        done, rounds, started = done + 1, min(case.rounds or given.rounds, given.rounds), time.monotonic()
+        words = {what: " ".join(value) if isinstance(value, tuple) else value for what, value in setting.items()}
+        why = ""
+        try:
+            if model is None:
+                timing.release()
+                model = timing.build(name, dtype=dtype, device=given.device)
+            if "count" in setting:
+                record.words.extend(timing.later_words(model, *each, **setting, rounds=rounds) for each in methods.items())
+            else:
+                record.runs.extend(timing.bench(model, methods, machine=machine, **setting, rounds=rounds))
+        except Exception as reason:                         # memory, a missing package, a kernel or compiler that gives up: all are answers
+            if not given.suite:
+                raise
+            why = f"{type(reason).__name__}: {str(reason).strip().partition(chr(10))[0]}"
+        if why:
+            record.not_run.append({"methods": " ".join(methods), **words, "why": why})
+            timing.release()                                # here, for the error held on to what was computed
+        record.environment["load after"] = round(os.getloadavg()[0], 1)
+        place = record.write(folder, place)
+        if given.suite:
+            said = ", ".join([*methods, *(f"{what.replace('_', ' ')} {value}" for what, value in words.items())])
+            print(f"{called}: {said}: {why or 'measured'} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
+    if place:
+        show(record, place, given.rounds)
+    return len(settings) - done
+
+
+def show(record: timing.Record, place: Path, rounds: int) -> None:
+    """Print what was measured beside its limits, and what could not be."""
+    print(f"{record.model}, {record.weights} weights, {record.dtype}, {record.environment['device']}; "
+          f"roofline of {record.machine.name}; medians of {rounds} turns at most, quartiles of speed-ups in brackets")
+    if rows := record.table():
+        print(columns([rows[0], *(row.values() for row in rows)]))
+    for words in record.words:
+        middle, low, high = words.more
+        print(f"{words.label}, batch {words.batch}: a word after the first takes {middle:+.1%} ({low:+.1%} to {high:+.1%}) inside the context")
+    print(*(f"not run: {', '.join(map(str, case.values()))}" for case in record.not_run), f"record: {place}", sep="\n")
 
 
 def table(tasks: Sequence[evaluation.Task], records: Sequence[Sequence[evaluation.Record]]) -> str:

@@ -13,13 +13,14 @@ it sees, so random ones will do: `build` makes a published architecture right on
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import wraps
@@ -235,12 +236,46 @@ def measure(
     """
     device = torch.device(device)
     size = size or (8192 if device.type == "cuda" else 1024)
-    matrix = torch.ones(size, size, device=device, dtype=dtype)
-    source = matrix.repeat(16, 1)
-    target = torch.empty_like(source)
-    best = {name: min(each) for name, each in interleaved(
-        {"product": lambda: matrix @ matrix, "copy": lambda: target.copy_(source)}, rounds=times).items()}
+    # noise, since a GPU multiplies matrices of equal numbers faster than any model's
+    noise = torch.Generator(device).manual_seed(0)
+    with _on(device):
+        matrix = torch.randn(size, size, device=device, dtype=dtype, generator=noise)
+        source = matrix.repeat(16, 1)
+        target = torch.empty_like(source)
+        best = {name: min(each) for name, each in interleaved(
+            {"product": lambda: matrix @ matrix, "copy": lambda: target.copy_(source)}, rounds=times).items()}
     return cost.Machine(f"{device_name(device)}, measured", 2 * size**3 / best["product"], 2 * source.nbytes / best["copy"])
+
+
+def _on(device: torch.device):
+    """Streams and events are those of the current device: under ``cuda:1`` it has to be that one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def find_device(name: str) -> torch.device:
+    """A device that can be timed.
+
+    Raises
+    ------
+    ValueError
+        A device that torch does not know, that is not there, or whose work this module could not wait for.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as reason:
+        raise ValueError(f"device={name!r} is none that torch knows: {str(reason).splitlines()[0]}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={name!r} cannot be timed here; use cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={name!r}, but torch sees {torch.cuda.device_count()} CUDA devices here; use one that is there, or cpu")
+    return device
+
+
+def release() -> None:
+    """Give back the memory of models that are no longer used."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def device_name(device: str | torch.device) -> str:
@@ -350,7 +385,8 @@ def bench(
         Of `COMPILED`; the plain model and all others take turns in each of these ways. A prompt's layers are compiled, for
         its shapes are the same in every round; further tokens, whose cache grows, are not.
     rounds, warmup : int
-        As for :func:`interleaved`, but one round before is the least: memory is measured and code compiled in these.
+        As for :func:`interleaved`, but one round before is the least: memory is measured and code compiled in these. A graph
+        that CUDA replays takes three: it is compiled, tried and recorded.
 
     Returns
     -------
@@ -360,9 +396,10 @@ def bench(
     Raises
     ------
     ValueError
-        A kernel or a compiler that is unknown or cannot be had; a method that cannot be compiled; what `example` and
-        `dart.prune` refuse.
+        A batch or an answer of less than one; a kernel or a compiler that is unknown or cannot be had; a method that cannot
+        be compiled; what `example` and `dart.prune` refuse.
     """
+    _check_size(batch=batch, new_tokens=new_tokens)
     inputs, patches = example(model.config, batch=batch, text_tokens=text_tokens, dtype=model.dtype, device=model.device)
     length, cuda = inputs["input_ids"].shape[1], model.device.type == "cuda"
     layers = model.config.get_text_config().num_hidden_layers
@@ -371,13 +408,14 @@ def bench(
     peaks: dict[tuple, int | None] = {}
     lengths: dict[tuple, list[int]] = {}
     with ExitStack() as stack:
+        stack.enter_context(_on(model.device))
         stack.enter_context(_kernel(model, attention))
         # All contexts are entered before anything is compiled: entering one drops what was.
         twins = {each: _twin(model) for each in everyone}
         reports = {each: stack.enter_context(prune(twins[each], method)) if method else None for each, method in everyone.items()}
         for each in everyone:
             stack.enter_context(_graph(twins[each], each[1], len(everyone)))
-        for each, counts in _turns(list(everyone), rounds, max(warmup, 1)):
+        for each, counts in _turns(list(everyone), rounds, max(warmup, 3 if "reduce-overhead" in compiled else 1)):
             report = reports[each]
             if cuda:
                 torch.cuda.reset_peak_memory_stats(model.device)
@@ -404,7 +442,7 @@ def bench(
     return runs
 
 
-@torch.inference_mode()
+@torch.no_grad()                                            # and not inference_mode, from which recorded graphs cannot be left
 def answer(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], new_tokens: int, report: Report | None = None
 ) -> dict[str, float]:
@@ -420,6 +458,85 @@ def answer(
     selection = report.selection_seconds[-1] if report else 0.0
     selection = 0.0 if math.isnan(selection) else selection             # compiled code has no times of its parts
     return {**found, "prefill": found["prefill"] - selection, "selection": selection, "total": total}
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words behind a pruned prompt, inside the context and without it, on the same short caches.
+
+    Attributes
+    ----------
+    label : str
+        Of the method.
+    batch, count : int
+        Prompts, and words of each.
+    cache : list of int
+        Entries of each layer before the first of these words.
+    seconds : dict of str to list of float
+        Of one word, one time a round: "inside", and with "no hooks".
+    """
+
+    label: str
+    batch: int
+    count: int
+    cache: list[int]
+    seconds: dict[str, list[float]]
+
+    @property
+    def more(self) -> tuple[float, float, float]:
+        """By which share a word takes longer inside: median, lower and upper quartile over rounds."""
+        low, middle, high = np.percentile(np.divide(self.seconds["inside"], self.seconds["no hooks"]) - 1, (25, 50, 75))
+        return float(middle), float(low), float(high)
+
+
+@torch.no_grad()
+def later_words(
+    model: PreTrainedModel, label: str, method: Method, *, batch: int = 1, count: int = 16, rounds: int = 9, warmup: int = 2
+) -> Words:
+    """What a context costs every word after the first, when the method has nothing more to choose.
+
+    Both models read the same words one by one, by turns, on copies of the caches that one pruned prompt left. Attention is
+    SDPA's, which needs no mask here: the plain model would make one for its long layers, and it would fit no other.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        As for :func:`bench`.
+    label, method
+        A method and its label.
+    batch, count, rounds, warmup : int
+        Prompts, words of each; rounds that count, and before these.
+
+    Raises
+    ------
+    ValueError
+        A batch or a count of less than one; what `example` and `dart.prune` refuse.
+    """
+    _check_size(batch=batch, count=count)
+    inputs, _ = example(model.config, batch=batch, dtype=model.dtype, device=model.device)
+    word, start = inputs["input_ids"][:, -1:], inputs["input_ids"].shape[1]
+    places = [torch.full_like(word, start + step) for step in range(count)]
+    seconds: dict[str, list[float]] = {"inside": [], "no hooks": []}
+    with _on(model.device), _kernel(model, "sdpa"):
+        twins = {name: _twin(model) for name in seconds}
+        with prune(twins["inside"], method) as report:
+            read = twins["inside"](**inputs, use_cache=True, logits_to_keep=1).past_key_values
+            for name, counts in _turns(list(seconds), rounds, warmup):
+                cache = copy.deepcopy(read)
+                _wait()
+                started = time.perf_counter()
+                for place in places:
+                    twins[name](input_ids=word, past_key_values=cache, position_ids=place)
+                _wait()
+                if counts:
+                    seconds[name].append((time.perf_counter() - started) / count)
+            return Words(label, batch, count, report.kv_lengths(), seconds)
+
+
+def _check_size(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name}={number}; give 1 or more")
 
 
 def _twin(model: PreTrainedModel) -> PreTrainedModel:
@@ -551,6 +668,8 @@ class Record:
         Setting by setting, "unpruned" first in each.
     not_run : list of dict
         Settings that could not be measured, and why.
+    words : list of Words
+        What contexts cost words after the first.
     """
 
     model: str
@@ -560,6 +679,7 @@ class Record:
     environment: dict[str, Any]
     runs: list[Run]
     not_run: list[dict[str, Any]] = field(default_factory=list)
+    words: list[Words] = field(default_factory=list)
 
     def settings(self) -> list[list[Run]]:
         """Runs that took turns with each other, "unpruned" first in each list."""
@@ -570,20 +690,35 @@ class Record:
             found[-1].append(run)
         return found
 
+    def find(self, labels: Iterable[str] = (), *, attention: str = "sdpa", batch: int = 1, new_tokens: int = 1, compiled: str = "no"
+             ) -> list[Run] | None:
+        """Runs of a setting in which methods of all these labels took turns, "unpruned" first; None if there is none."""
+        wanted = (attention, batch, new_tokens, compiled)
+        for runs in self.settings():
+            plain = runs[0]
+            if (plain.attention, plain.batch, plain.new_tokens, plain.compiled) == wanted and {*labels} <= {run.label for run in runs}:
+                return runs
+        return None
+
     def table(self) -> list[dict[str, Any]]:
         """A row for every run: milliseconds (medians), and speed-ups beside what arithmetic and the machine allow."""
         return [_row(plain, run) for plain, *others in self.settings() for run in (plain, *others)]
 
-    def write(self, folder: str | Path) -> Path:
-        """Write it to a new file, named by model, device and time."""
+    def write(self, folder: str | Path, place: Path | None = None) -> Path:
+        """Write it to a new file, named by model, device and time; or to `place`, where it was written when it was shorter."""
         words = " ".join((self.model, self.environment["device"], self.environment["date"])).lower()
-        place = Path(folder) / ("-".join(re.findall(r"[a-z0-9.]+", words)) + ".json")
-        place.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(folder) / ("-".join(re.findall(r"[a-z0-9.]+", words)) + ".json")
+        new.parent.mkdir(parents=True, exist_ok=True)
         head = json.dumps({**asdict(self), "runs": []}, indent=1)
         runs = ",\n".join(f"  {json.dumps(asdict(run))}" for run in self.runs)
-        with place.open("x") as file:
-            file.write(head.replace('"runs": []', f'"runs": [\n{runs}\n ]') + "\n")
-        return place
+        text = head.replace('"runs": []', f'"runs": [\n{runs}\n ]') + "\n"
+        if place is None:
+            with new.open("x") as file:
+                file.write(text)
+            return new
+        unfinished = place.with_suffix(".unfinished")
+        unfinished.write_text(text)
+        return unfinished.replace(place)                    # at once: who is cut off meanwhile has the one or the other
 
 
 def read(place: str | Path) -> Record:
@@ -597,7 +732,8 @@ def read(place: str | Path) -> Record:
     try:
         content = json.loads(Path(place).read_text())
         machine, runs = cost.Machine(**content["machine"]), [Run(**run) for run in content["runs"]]
-        return Record(**{**content, "machine": machine, "runs": runs})
+        words = [Words(**each) for each in content.get("words", [])]
+        return Record(**{**content, "machine": machine, "runs": runs, "words": words})
     except (OSError, json.JSONDecodeError, TypeError, KeyError) as reason:
         raise ValueError(f"the record in {place} cannot be read: {reason}; make it anew with dart bench") from reason
 
@@ -615,6 +751,26 @@ def records(model: str | None = None, folder: str | Path | None = None) -> list[
     places = Path(folder or dart.data_root() / "results" / "bench").glob("*.json")
     found = sorted(map(read, places), key=lambda record: record.environment["date"])
     return [record for record in found if model in (None, record.model)]
+
+
+def newest(model: str, labels: Iterable[str] = (), *, device: str = "", **setting) -> tuple[Record, list[Run]] | None:
+    """The latest stored runs of a model in a setting, and their record; None if there are none.
+
+    Parameters
+    ----------
+    model : str
+        A shape, or "bundled".
+    labels : iterable of str
+        Of methods that have to be among them.
+    device : str
+        Part of a device's name.
+    **setting
+        As for :meth:`Record.find`.
+    """
+    for record in reversed(records(model)):
+        if device in record.environment["device"] and (runs := record.find(labels, **setting)):
+            return record, runs
+    return None
 
 
 def _row(plain: Run, run: Run) -> dict[str, Any]:
@@ -652,7 +808,8 @@ def _row(plain: Run, run: Run) -> dict[str, Any]:
 class Case:
     """A model (a folder, or a name from :data:`dart.cost.SHAPES`) in some settings, each with each.
 
-    `keep` None is one image token in nine, the paper's 88.9 % removed.
+    `keep` None is one image token in nine, the paper's 88.9 % removed. `words` of 1 and more times as many words behind the
+    prompt, see :func:`later_words`. `rounds` are the most that are worth their time.
     """
 
     model: str | None
@@ -662,27 +819,37 @@ class Case:
     new_tokens: tuple[int, ...] = (1,)
     attention: tuple[str, ...] = ("sdpa",)
     compiled: tuple[str, ...] = ("no",)
+    words: int = 0
+    rounds: int | None = None
 
 
 # The bundled model, on any machine.
 SMALL = (
     Case(None, ("dart", "fastv"), batch=(1, 8), new_tokens=(1, 32)),
-    Case(None, attention=("eager", "sdpa-flash")),
+    Case(None, attention=("eager", "sdpa-flash"), words=32),
     Case(None, batch=(1, 8), compiled=("no", "default")),
 )
 
-# The paper's efficiency, on a CUDA device.
+# The paper's efficiency, on a CUDA device. What is missed most comes first: a machine may be lent for a while only.
+_PAPER = ("llava-next-7b", "llava-1.5-7b")
 LARGE = (
     # Table 2 and the latencies of Figure 4
     Case("llava-next-7b", ("dart", "random", "fastv", "sparsevlm", "pyramiddrop"), keep=(320, 640, 960)),
-    # every family
-    *(Case(name, batch=(1, 8)) for name in cost.SHAPES),
+    *(
+        case for name in _PAPER for case in (
+            Case(name, batch=(1, 8)),
+            # what the map costs, and what a flash kernel gains
+            Case(name, ("dart", "fastv", "sparsevlm"), attention=tuple(ATTENTION)),
+            # long answers
+            Case(name, new_tokens=(8, 32, 128), words=32, rounds=5),
+        )
+    ),
     Case("llava-1.5-7b", batch=(2, 4, 16)),
-    # what the map costs, and what a flash kernel gains
-    *(Case(name, ("dart", "fastv"), attention=tuple(ATTENTION)) for name in ("llava-1.5-7b", "llava-next-7b")),
-    # long answers
-    *(Case(name, new_tokens=(8, 32, 128)) for name in ("llava-1.5-7b", "llava-next-7b", "qwen2-vl-7b")),
-    Case("llava-next-7b", batch=(16,), new_tokens=(1, 128)),
-    # short layers wait for their kernels to be started
-    *(Case(name, compiled=tuple(COMPILED)) for name in ("llava-1.5-7b", "llava-next-7b")),
-)
+    Case("qwen2-vl-7b", batch=(1, 8)),
+    Case("qwen2-vl-7b", new_tokens=(8, 32, 128), rounds=5),
+    # every other family
+    *(Case(name, batch=(1, 8)) for name in cost.SHAPES if name not in (*_PAPER, "qwen2-vl-7b")),
+    # short layers wait for their kernels to be started; to compile them takes longest of all
+    *(Case(name, compiled=("no", mode), rounds=5) for name in reversed(_PAPER) for mode in ("default", "reduce-overhead")),
+    Case("llava-next-7b", batch=(16,), new_tokens=(1, 128), rounds=3),
+)  # fmt: skip

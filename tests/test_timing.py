@@ -148,6 +148,61 @@ def test_an_answer_has_as_many_tokens_as_were_asked_for():
     assert len(calls) == 2 * 5
 
 
+@pytest.mark.parametrize("wrong, message", [({"batch": 0}, "batch=0; give 1 or more"), ({"new_tokens": 0}, "new_tokens=0; give 1 or more")])
+def test_a_bench_of_nothing_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        timing.bench(tiny("llava"), {}, machine=TOY, **wrong)
+
+
+@pytest.mark.parametrize("compiled, before", [(("no",), 2), (("no", "reduce-overhead"), 3)])
+def test_a_graph_is_tried_and_recorded_before_it_is_timed(monkeypatch, compiled, before):
+    monkeypatch.setattr(timing, "_graph", lambda *_: nullcontext())
+    rounds = []
+    turns = timing._turns
+    monkeypatch.setattr(timing, "_turns", lambda names, count, warmup: rounds.append(warmup) or turns(names, count, warmup))
+    timing.bench(tiny("llava"), {}, machine=TOY, rounds=1, warmup=2, compiled=compiled)
+    assert rounds == [before]
+
+
+def test_what_a_context_costs_later_words(monkeypatch, stages_by_clock):
+    """Ten seconds a word of the first layer, one more where the context looks at the cache."""
+    go_on = dart.pruning._Pruner._continue
+
+    def slowly(*given):
+        CLOCK[0] += 1
+        go_on(*given)
+
+    monkeypatch.setattr(dart.pruning._Pruner, "_continue", slowly)
+    found = timing.later_words(stages_by_clock, "dart-9", dart.DART(9), batch=2, count=3, rounds=4)
+    assert found.seconds == {"inside": [11] * 4, "no hooks": [10] * 4}
+    assert found.more == pytest.approx((0.1, 0.1, 0.1))
+    assert (found.label, found.batch, found.count) == ("dart-9", 2, 3)
+    assert found.cache == [96, 96, 69, 69, 69]
+    with pytest.raises(ValueError, match="count=0; give 1 or more"):
+        timing.later_words(stages_by_clock, "dart-9", dart.DART(9), count=0)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_vl"])
+def test_later_words_are_the_same_with_hooks_and_without(family):
+    """On the short caches the plain model computes what the pruned one does: only then is their time to be compared."""
+    model = tiny(family)
+    said = defaultdict(list)
+    twin = timing._twin
+
+    def listening(given):
+        made, mine = twin(given), len(said)
+        said[mine] = []
+        made.register_forward_hook(lambda module, args, output: said[mine].append(output.logits[:, -1]))
+        return made
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(timing, "_twin", listening)
+        timing.later_words(model, "dart-4", dart.DART(4), count=3, rounds=1, warmup=0)
+    inside, plain = said.values()
+    assert len(inside) == 1 + len(plain) == 4               # one prompt was read
+    torch.testing.assert_close(inside[1:], plain)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "sdpa-flash"])
 def test_plain_and_pruned_take_turns_under_one_kernel(monkeypatch, attention):
     model, said = tiny("llava"), []
@@ -318,6 +373,20 @@ def test_a_shape_is_built_in_full_in_its_dtype_where_it_stays(monkeypatch):
         timing.build("llava", device="cpu")
 
 
+@pytest.mark.parametrize("name, message", [
+    ("tpu", "device='tpu' is none that torch knows"),
+    ("meta", "device='meta' cannot be timed here; use cpu or cuda"),
+    ("cuda:7", "device='cuda:7', but torch sees 2 CUDA devices here"),
+])
+def test_devices_that_cannot_be_timed_are_refused(monkeypatch, capsys, name, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=message):
+        timing.find_device(name)
+    assert timing.find_device("cuda:1") == torch.device("cuda", 1)
+    assert main(["bench", "--device", name]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_machine_is_as_good_as_its_best_turn(monkeypatch):
     turns = {"product": np.array([2.0, 1.0]), "copy": np.array([0.5, 4.0])}
     monkeypatch.setattr(timing, "interleaved", lambda calls, rounds: turns)
@@ -356,6 +425,9 @@ def test_a_record_comes_back_as_it_was_and_is_never_overwritten(tmp_path):
     assert timing.read(place) == RECORD
     with pytest.raises(FileExistsError):
         RECORD.write(tmp_path / "new")
+    longer = replace(RECORD, runs=[*RECORD.runs, PLAIN], words=[timing.Words("dart-4", 1, 2, [41] * LAYERS, {"inside": [2.0], "no hooks": [1.0]})])
+    assert longer.write(tmp_path / "new", place) == place
+    assert timing.read(place) == longer and [*place.parent.iterdir()] == [place]
 
 
 def test_records_are_found_by_model_the_latest_last(tmp_path):
@@ -370,7 +442,7 @@ def test_records_are_found_by_model_the_latest_last(tmp_path):
 
 def test_the_stored_records_are_sound():
     for record in timing.records():
-        assert record.runs and record.environment["commit"]
+        assert (record.runs or record.not_run or record.words) and record.environment["commit"]
         for plain, *others in record.settings():
             assert plain.label == "unpruned" and others
             assert all(min(run.seconds["total"]) > 0 for run in (plain, *others))
@@ -423,10 +495,89 @@ def test_the_suite_writes_down_what_cannot_be_run_and_goes_on(tmp_path, capsys, 
     assert "has no cases of llava-next-7b; it has llava-1.5-7b" in capsys.readouterr().err
 
 
+@pytest.fixture
+def suite(tmp_path, monkeypatch):
+    """A suite of three settings, each measured in no time, and the call for it; `measured` fills with what was."""
+    measured = []
+
+    def bench(model, methods, *, machine, rounds, **setting):
+        measured.append(setting["batch"])
+        if setting["batch"] in failing:
+            raise failing[setting["batch"]]
+        settings = {name: setting[name] for name in ("batch", "attention", "new_tokens")}
+        return [replace(run, label=label, **settings) for run, label in zip((PLAIN, PRUNED), ("unpruned", *methods))]
+
+    failing = {}
+    monkeypatch.setattr(timing, "SMALL", (timing.Case("llava-1.5-7b", keep=(4,), batch=(1, 2, 4)),))
+    monkeypatch.setattr(timing, "build", lambda *_, **options: tiny("llava"))
+    monkeypatch.setattr(timing, "bench", bench)
+    call = ["bench", "--suite", "--machine", "h100", "--device", "cpu", "--out", str(tmp_path)]
+    return call, measured, failing
+
+
+def test_the_suite_goes_on_where_it_stopped(suite, tmp_path, capsys, monkeypatch):
+    call, measured, failing = suite
+    failing[2] = torch.OutOfMemoryError("CUDA out of memory")
+    assert main(call) == 0
+    assert measured == [1, 2, 4]
+    assert [case["batch"] for case in timing.records(folder=tmp_path)[0].not_run] == [2]
+    assert "not run: dart-4, sdpa, 2, 1, no, OutOfMemoryError: CUDA out of memory" in capsys.readouterr().out
+    del failing[2], measured[:]
+    monkeypatch.setattr(timing, "device_name", lambda device: "x86_64 CPU, 7 threads")
+    assert main(call) == 0 and measured == [1, 2, 4]        # another device
+    monkeypatch.undo()
+
+
+def test_the_same_call_measures_only_what_is_missing(suite, tmp_path, capsys):
+    call, measured, failing = suite
+    failing[2] = RuntimeError("no kernel")
+    main(call)
+    del failing[2], measured[:]
+    place, = tmp_path.iterdir()
+    place.rename(tmp_path / "earlier.json")                 # a call of the same second would not overwrite it
+    main(call)
+    assert measured == [2]
+    main(call)
+    assert measured == [2] and "every setting of this commit is in" in capsys.readouterr().out
+
+
+def test_who_is_cut_off_keeps_what_was_measured(suite, tmp_path):
+    call, measured, failing = suite
+    failing[4] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        main(call)
+    assert [setting[0].batch for setting in timing.read(*tmp_path.iterdir()).settings()] == [1, 2]
+
+
+def test_a_suite_begins_nothing_when_its_time_is_over(suite, capsys):
+    call, measured, _ = suite
+    assert main([*call, "--minutes", "0"]) == 0
+    assert measured == [] and "stopped after 0 minutes with 3 settings left; the same call goes on" in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_be_built_is_written_down(suite, tmp_path, monkeypatch):
+    def build(*_, **options):
+        raise torch.OutOfMemoryError("14 GiB are too much")
+
+    monkeypatch.setattr(timing, "build", build)
+    assert main(suite[0]) == 0
+    record = timing.read(*tmp_path.iterdir())
+    assert record.runs == [] and [case["why"] for case in record.not_run] == ["OutOfMemoryError: 14 GiB are too much"] * 3
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--suite", "--batch", "4", "--compile", "default"], "leave out --batch, --compile, or leave out --suite"),
+    (["--minutes", "3"], "--minutes 3 is for --suite"),
+])
+def test_options_that_would_do_nothing_are_refused(capsys, options, message):
+    assert main(["bench", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_suite_for_cuda_runs_through_with_tiny_models(tmp_path, monkeypatch):
     """Each family, method, kernel and batch of it, on a CPU: what only CUDA has is written down, all else is measured."""
     def smaller(case):
-        return replace(case, keep=case.keep and (4,), batch=(1, 2) if len(case.batch) > 1 else (1,),
+        return replace(case, keep=(4,), words=2 * bool(case.words), batch=(1, 2) if len(case.batch) > 1 else (1,),
                        new_tokens=(1, 3) if max(case.new_tokens) > 1 else (1,), compiled=("no",))
 
     example = timing.example
@@ -442,6 +593,7 @@ def test_the_suite_for_cuda_runs_through_with_tiny_models(tmp_path, monkeypatch)
     assert {run.attention for run in runs} == {*timing.ATTENTION} - {"flash_attention_2"}
     assert {run.label.split("-")[0] for run in runs} == {"unpruned", "dart", "random", "fastv", "sparsevlm", "pyramiddrop"}
     assert all(max(run.lengths) > min(run.lengths) for run in runs if run.label != "unpruned")
+    assert {record.model for record in records if record.words} == {"llava-1.5-7b", "llava-next-7b"}
 
 
 def test_the_suite_for_cuda_names_what_there_is():
@@ -452,6 +604,7 @@ def test_the_suite_for_cuda_names_what_there_is():
         assert set(case.attention) <= set(timing.ATTENTION)
         assert set(case.compiled) <= set(timing.COMPILED)
     assert {mode for case in timing.LARGE for mode in case.compiled} == set(timing.COMPILED)
+    assert {kernel for case in timing.LARGE for kernel in case.attention if "sparsevlm" in case.methods} == set(timing.ATTENTION)
     whole = [case for case in timing.LARGE if case.model == "llava-1.5-7b"]
     assert {batch for case in whole for batch in case.batch} == {1, 2, 4, 8, 16}
     assert {new for case in whole for new in case.new_tokens} == {1, 8, 32, 128}
