@@ -120,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     speed.add_argument("--compile", nargs="+", choices=timing.COMPILED, help="how prompts are read: "
                        + "; ".join(f"{name}: {meaning}" for name, meaning in timing.COMPILED.items()))
     speed.add_argument("--rounds", type=int, default=9, help="times of each")
-    speed.add_argument("--minutes", type=float, default=math.inf, help="begin no setting of the suite after so long; each takes three at most")
+    speed.add_argument("--minutes", type=float, default=math.inf, help="begin no setting of the suite after so long")
     speed.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="by default bfloat16 on CUDA, else float32")
     speed.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
     speed.add_argument("--machine", choices=[*cost.MACHINES, "measured"], default="measured", help="whose peak rates make the roofline")
@@ -379,6 +379,8 @@ def bench(given: argparse.Namespace) -> None:
         keep = given.keep and tuple(given.keep)
         cases = [timing.Case(name, tuple(given.methods), keep, tuple(given.batch), tuple(given.new_tokens), tuple(given.attn),
                              tuple(given.compile), given.words)]
+    if given.words < 0 or given.rounds < 1:
+        raise ValueError(f"--words {given.words} --rounds {given.rounds}; give 0 or more words, and 1 round or more")
     end = time.monotonic() + 60 * given.minutes
     machine = timing.measure(given.device, dtype) if given.machine == "measured" else cost.MACHINES[given.machine]
     left = sum(measured(given, name, list(group), dtype, machine, end) for name, group in groupby(cases, key=lambda case: case.model))
@@ -406,8 +408,11 @@ def measured(given: argparse.Namespace, name: str | None, cases: Sequence[timing
     record = timing.Record(called, "random" if random else evaluation.fingerprint(model), str(dtype).removeprefix("torch."), machine,
                            environment, [])
     alike = ("device", "torch", "transformers", "commit")
-    before = [each for each in timing.records(called, folder) if given.suite and (each.weights, each.dtype) == (record.weights, record.dtype)
-              and all(each.environment[what] == environment[what] for what in alike)]
+    before = [
+        each for each in timing.records(called, folder)
+        if given.suite and (each.weights, each.dtype) == (record.weights, record.dtype)
+        and all(each.environment[what] == environment[what] for what in alike)
+    ]
 
     settings: list[tuple[timing.Case, dict[str, dart.Method], dict]] = []
     for case in cases:
@@ -418,7 +423,8 @@ def measured(given: argparse.Namespace, name: str | None, cases: Sequence[timing
             if not any(all(each.find(methods, **setting, compiled=mode) for mode in case.compiled) for each in before):
                 settings.append((case, methods, {**setting, "compiled": case.compiled}))
         for batch, label in product(case.batch if case.words else (), methods):
-            if not any((words.label, words.batch, words.count) == (label, batch, case.words) for each in before for words in each.words):
+            timed = [(words.label, words.batch, words.count) for each in before for words in each.words]
+            if (label, batch, case.words) not in timed:
                 settings.append((case, {label: methods[label]}, {"batch": batch, "count": case.words}))
     if not settings:
         print(f"{called}: every setting of this commit is in {folder}; to measure anew, move its records away")
@@ -438,7 +444,7 @@ def measured(given: argparse.Namespace, name: str | None, cases: Sequence[timing
                 record.words.extend(timing.later_words(model, *each, **setting, rounds=rounds) for each in methods.items())
             else:
                 record.runs.extend(timing.bench(model, methods, machine=machine, **setting, rounds=rounds))
-        except Exception as reason:                         # memory, a missing package, a kernel or compiler that gives up: all are answers
+        except Exception as reason:                         # memory, a missing package, a kernel that gives up: all are answers
             if not given.suite:
                 raise
             why = f"{type(reason).__name__}: {str(reason).strip().partition(chr(10))[0]}"
@@ -463,7 +469,8 @@ def show(record: timing.Record, place: Path, rounds: int) -> None:
         print(columns([rows[0], *(row.values() for row in rows)]))
     for words in record.words:
         middle, low, high = words.more
-        print(f"{words.label}, batch {words.batch}: a word after the first takes {middle:+.1%} ({low:+.1%} to {high:+.1%}) inside the context")
+        print(f"{words.label}, batch {words.batch}: a word after the first takes {middle:+.1%} ({low:+.1%} to {high:+.1%}) "
+              "inside the context")
     print(*(f"not run: {', '.join(map(str, case.values()))}" for case in record.not_run), f"record: {place}", sep="\n")
 
 

@@ -102,7 +102,9 @@ class Report:
         self._rows: list[tuple[int, int]] = []  # prompt and row of each of them
 
     def _add(self, prompt: Prompt, element_size: int) -> None:
-        self._prompts.append(prompt)
+        # Copies: a graph that CUDA replays writes what it makes of the next prompt over these.
+        stages = [Stage(stage.layer, stage.stays.clone(), stage.stopwatch) for stage in prompt.stages]
+        self._prompts.append(Prompt(prompt.image, prompt.padding.clone(), prompt.grid, stages))
         self._element_size = element_size
 
     @property

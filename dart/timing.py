@@ -690,13 +690,14 @@ class Record:
             found[-1].append(run)
         return found
 
-    def find(self, labels: Iterable[str] = (), *, attention: str = "sdpa", batch: int = 1, new_tokens: int = 1, compiled: str = "no"
-             ) -> list[Run] | None:
+    def find(
+        self, labels: Iterable[str] = (), *, attention: str = "sdpa", batch: int = 1, new_tokens: int = 1, compiled: str = "no"
+    ) -> list[Run] | None:
         """Runs of a setting in which methods of all these labels took turns, "unpruned" first; None if there is none."""
         wanted = (attention, batch, new_tokens, compiled)
         for runs in self.settings():
-            plain = runs[0]
-            if (plain.attention, plain.batch, plain.new_tokens, plain.compiled) == wanted and {*labels} <= {run.label for run in runs}:
+            plain, there = runs[0], {run.label for run in runs}
+            if (plain.attention, plain.batch, plain.new_tokens, plain.compiled) == wanted and {*labels} <= there:
                 return runs
         return None
 

@@ -137,7 +137,8 @@ def test_keeping_everything_changes_nothing_in_bfloat16(llava):
 def test_dart_reads_and_answers_with_a_flash_kernel_alone(llava, attention):
     if attention == "flash_attention_2":
         pytest.importorskip("flash_attn")
-    plain, pruned = timing.bench(llava, {"dart": dart.DART(64)}, machine=TOY, batch=2, new_tokens=3, attention=attention, rounds=1)
+    setting = dict(batch=2, new_tokens=3, attention=attention)
+    plain, pruned = timing.bench(llava, {"dart": dart.DART(64)}, machine=TOY, **setting, rounds=1)
     assert pruned.lengths == [636, 636, 124, 124]
 
 
@@ -150,10 +151,11 @@ def test_a_compiled_answer_says_what_an_uncompiled_one_says(llava, mode):
     for how in ("no", mode):
         twin = timing._twin(llava)
         counters.clear()
-        with dart.prune(twin, dart.DART(64)) as report, timing._graph(twin, how, 1), torch.no_grad():
+        with dart.prune(twin, dart.DART(keep=64)) as report, timing._graph(twin, how, 1), torch.no_grad():
             for _ in range(4):                              # compiled, tried, recorded, replayed
-                said[how] = twin.generate(**inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
-        assert report.lengths() == [636, 636, 124, 124]
+                said[how] = twin.generate(
+                    **inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        assert [report.lengths(i) for i in range(4)] == [[636, 636, 124, 124]] * 4      # no replay wrote over what is told
     assert counters["inductor"]["cudagraph_skips"] == 0
     first = [said[how].logits[0].float() for how in said]
     assert_close(*first, atol=0.1, rtol=0.05)               # fused arithmetic rounds otherwise in bfloat16
@@ -170,7 +172,7 @@ def test_stages_are_timed_by_the_device_and_memory_is_seen(llava):
         assert all(min(run.seconds[stage]) > 0 for stage in ("vision", "prefill", "decode"))
         assert weights < run.peak_bytes
     assert min(pruned.seconds["selection"]) > 0 == max(plain.seconds["selection"])
-    assert pruned.peak_bytes < plain.peak_bytes
+    assert pruned.peak_bytes <= plain.peak_bytes
 
 
 def test_a_device_reaches_something_like_its_data_sheet():
@@ -212,8 +214,9 @@ def test_every_shape_is_built_on_the_device_and_answers(name):
 
 
 def test_the_bundled_model_answers_on_the_device_as_on_a_cpu(tmp_path):
-    calls = [["eval", "--tasks", "existence", "--methods", "unpruned", "dart", "--keep", "64", "--limit", "8", "--dtype", "float32",
-              "--device", device, "--out", str(tmp_path / device)] for device in ("cpu", DEVICE)]
-    assert [main(call) for call in calls] == [0, 0]
-    answers = [{place.parent.name: place.read_text() for place in sorted((tmp_path / device).rglob("metrics.json"))} for device in ("cpu", DEVICE)]
-    assert answers[0] and answers[0] == answers[1]
+    found = []
+    for device in ("cpu", DEVICE):
+        call = "eval --tasks existence --methods unpruned dart --keep 64 --limit 8 --dtype float32"
+        assert main([*call.split(), "--device", device, "--out", str(tmp_path / device)]) == 0
+        found.append({place.parent.name: place.read_text() for place in (tmp_path / device).rglob("metrics.json")})
+    assert found[0] and found[0] == found[1]

@@ -34,6 +34,17 @@ def test_samples_tell_positions_and_lengths():
     assert len(report.selection_seconds) == 1 and report.selection_seconds[0] > 0
 
 
+def test_a_report_holds_copies(monkeypatch):
+    """A graph that CUDA replays makes the masks of the next prompt in the same memory."""
+    handed, add = [], dart.Report._add
+    monkeypatch.setattr(dart.Report, "_add", lambda self, made, size: handed.append(made) or add(self, made, size))
+    report, inputs, _ = read("llava", [[4, "I", 9]])
+    handed[0].padding.fill_(True)
+    handed[0].stages[0].stays.fill_(False)
+    assert len(report.samples[0].kept) == 10
+    assert report.samples[0].length == inputs["input_ids"].shape[1]
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_bytes_are_those_of_the_cache(name):
     report, _, cache = read(name, [[4, "I", 9]])

@@ -148,7 +148,9 @@ def test_an_answer_has_as_many_tokens_as_were_asked_for():
     assert len(calls) == 2 * 5
 
 
-@pytest.mark.parametrize("wrong, message", [({"batch": 0}, "batch=0; give 1 or more"), ({"new_tokens": 0}, "new_tokens=0; give 1 or more")])
+@pytest.mark.parametrize("wrong, message", [
+    ({"batch": 0}, "batch=0; give 1 or more"), ({"new_tokens": 0}, "new_tokens=0; give 1 or more"),
+])
 def test_a_bench_of_nothing_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         timing.bench(tiny("llava"), {}, machine=TOY, **wrong)
@@ -425,7 +427,8 @@ def test_a_record_comes_back_as_it_was_and_is_never_overwritten(tmp_path):
     assert timing.read(place) == RECORD
     with pytest.raises(FileExistsError):
         RECORD.write(tmp_path / "new")
-    longer = replace(RECORD, runs=[*RECORD.runs, PLAIN], words=[timing.Words("dart-4", 1, 2, [41] * LAYERS, {"inside": [2.0], "no hooks": [1.0]})])
+    words = timing.Words("dart-4", 1, 2, [41] * LAYERS, {"inside": [2.0], "no hooks": [1.0]})
+    longer = replace(RECORD, runs=[*RECORD.runs, PLAIN], words=[words])
     assert longer.write(tmp_path / "new", place) == place
     assert timing.read(place) == longer and [*place.parent.iterdir()] == [place]
 
@@ -438,6 +441,17 @@ def test_records_are_found_by_model_the_latest_last(tmp_path):
     replace(RECORD, model="other").write(tmp_path)
     assert [record.environment["date"] for record in timing.records("toy", tmp_path)] == sorted(dates)
     assert len(timing.records(folder=tmp_path)) == 3
+
+
+def test_the_newest_record_with_a_setting_and_its_methods_is_found(monkeypatch):
+    eager = [replace(run, attention="eager") for run in (PLAIN, PRUNED)]
+    older = replace(RECORD, runs=[PLAIN, PRUNED, *eager])
+    newer = replace(RECORD, environment={**WHERE, "device": "a GPU"}, runs=[PLAIN, replace(PRUNED, label="fastv-4")])
+    monkeypatch.setattr(timing, "records", lambda model, folder=None: [older, newer])
+    assert timing.newest("toy") == (newer, newer.runs)
+    assert timing.newest("toy", ["dart-4"]) == timing.newest("toy", device="CPU") == (older, [PLAIN, PRUNED])
+    assert timing.newest("toy", attention="eager") == (older, eager)
+    assert timing.newest("toy", ["dart-4", "fastv-4"]) is timing.newest("toy", batch=2) is None
 
 
 def test_the_stored_records_are_sound():
@@ -568,8 +582,9 @@ def test_a_model_that_cannot_be_built_is_written_down(suite, tmp_path, monkeypat
 @pytest.mark.parametrize("options, message", [
     (["--suite", "--batch", "4", "--compile", "default"], "leave out --batch, --compile, or leave out --suite"),
     (["--minutes", "3"], "--minutes 3 is for --suite"),
+    (["--words", "-1"], "give 0 or more words"),
 ])
-def test_options_that_would_do_nothing_are_refused(capsys, options, message):
+def test_options_that_would_do_nothing_or_harm_are_refused(capsys, options, message):
     assert main(["bench", *options]) == 2
     assert message in capsys.readouterr().err
 
