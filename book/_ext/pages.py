@@ -1,5 +1,4 @@
-"""What the book adds to Sphinx: pages that say what they are about, number their tables, load late what is far down, and leave out what they
-do not use."""
+"""What the book adds to Sphinx: pages that say what they are about, number tables, load late what is far down, leave out what they do not use."""
 
 import re
 from itertools import cycle
@@ -87,7 +86,7 @@ def set_tables(app, name, template, context, doctree):
         head, body = match[0].split("<tbody>")
         rows = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in body.split("</tr>")]
         sides = ["number" if all(map(NUMBER.fullmatch, column)) else "words" for column in zip(*filter(None, rows))]
-        cells, headings = cycle(sides), cycle(["words"] * (head.split("</tr>")[0].count("<th") - len(sides)) + sides)
+        cells, headings = cycle(sides), cycle(["words"] * (head.split("</tr>")[0].count("<th>") - len(sides)) + sides)
         body = re.sub("<td>", lambda _: f'<td class="{next(cells)}">', body)
         if "colspan" not in head:
             head = re.sub("<th>", lambda _: f'<th class="{next(headings)}">', head)

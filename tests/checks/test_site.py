@@ -65,6 +65,11 @@ FACTS = """() => ({
     notebook: document.querySelector(".btn-download-source-button")?.href,
     maths: document.querySelector(".math") !== null,
     untitled: [...document.querySelectorAll(".bibtex-citation a:not([title])")].map(link => link.textContent),
+    crooked: [...document.querySelectorAll("table.dataframe:not(:has([colspan]))")].filter(({tHead, tBodies}) => {
+        const heads = [...tHead.rows[0].cells];
+        return [...tBodies[0].rows].some(row => [...row.querySelectorAll("td")].reverse()
+            .some((cell, i) => heads.at(-1 - i).className !== cell.className));
+    }).length,
     uncopied: [...document.querySelectorAll(".cell_input pre")].filter(code => !code.parentElement.querySelector("button.copybtn")).length,
 })"""
 
@@ -199,6 +204,7 @@ def test_tables_are_counted_through_the_book(visits):
     numbers = re.compile(r'<span class="caption-number">Tab\. (\d+) </span>')
     found = [int(number) for address in CHAPTERS for number in numbers.findall((SITE / address).read_text())]
     assert found and found == list(range(1, len(found) + 1))
+    assert {address for address in CHAPTERS if visits[address].facts["crooked"]} == set(), "headings stand as their columns"
 
 
 def test_every_citation_shows_its_source(visits):
