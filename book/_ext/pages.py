@@ -1,13 +1,18 @@
-"""What the book adds to Sphinx: pages that say what they are about, load late what is far down, and leave out what they do not use."""
+"""What the book adds to Sphinx: pages that say what they are about, number tables, load late what is far down, leave out what they do not use."""
 
 import re
+from itertools import cycle
 from pathlib import Path
 from urllib.parse import urljoin
 
 from docutils import nodes
 from markupsafe import Markup
-from sphinx.util.images import get_image_size
+from PIL import Image
+from sphinx.transforms import SphinxTransform
 
+TABLE = re.compile(r'<table border="1" class="dataframe">.*?</table>', re.DOTALL)
+NUMBER = re.compile(r"(?:[<+−-]?\d[\d.,:]*(?:e[+-]\d+)?(?: ?[%×x]| points| [MKG]?i?B| m?s)?|not run|nan|)")
+INTERVAL = re.compile(r"\[[+−-]?[\d.]+%?, [+−-]?[\d.]+%?\]|[+−-]?[\d.]+%? to [+−-]?[\d.]+%?")
 IMAGE = re.compile(r'<img (?=[^>]*\bsrc="[^"]*_images/([^"]+)")')
 ICON = re.compile(r'(?:"([a-z0-9-]+)"|([a-z][a-z0-9]*)):\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]+",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?')
 MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts")
@@ -16,13 +21,39 @@ CARD = "_static/card.jpg"
 
 
 def setup(app):
+    opened, closed = (lambda writer, node: writer.visit_figure(node)), (lambda writer, node: writer.body.append("</figure>\n"))
+    app.add_enumerable_node(table_figure, "table", html=(opened, closed))
+    app.add_transform(NumberTables)
     app.connect("html-page-context", describe)
+    app.connect("html-page-context", set_tables)
     app.connect("html-page-context", load_late)
     app.connect("html-page-context", mend_the_list_of_sources)
     app.connect("html-page-context", leave_out_what_is_not_used)
     # after sphinx-mathjax-offline, which copies its files in the same event
     app.connect("build-finished", lighten, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+class table_figure(nodes.figure):
+    """A figure that holds a table, and is counted among tables."""
+
+
+class NumberTables(SphinxTransform):
+    """A caption that a cell's `mystnb.figure` gives to a data frame is the caption of a table, and stands above it."""
+
+    # before Sphinx notes what a reference may lead to, at 850
+    default_priority = 800
+
+    def apply(self):
+        for figure in list(self.document.findall(nodes.figure)):
+            if any('class="dataframe"' in html.astext() for html in figure.findall(nodes.raw)):
+                *content, caption = figure.children
+                # docutils closes a caption where the figure ends
+                end = nodes.raw("", "</figcaption>", format="html")
+                table = table_figure("", caption, end, *content, **figure.attributes)
+                table.source, table.line = figure.source, figure.line
+                self.document.ids.update(dict.fromkeys(table["ids"], table))
+                figure.replace_self(table)
 
 
 def first_paragraph(doctree):
@@ -48,16 +79,39 @@ def describe(app, name, template, context, doctree):
     context["metatags"] = context.get("metatags", "") + "\n".join(lines)
 
 
+def set_tables(app, name, template, context, doctree):
+    """Set numbers of a data frame right and words left, headings as what stands below them; break no line inside an interval."""
+
+    def set_one(match):
+        head, body = match[0].split("<tbody>")
+        rows = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in body.split("</tr>")]
+        sides = ["number" if all(map(NUMBER.fullmatch, column)) else "words" for column in zip(*filter(None, rows))]
+        cells, headings = cycle(sides), cycle(["words"] * (head.split("</tr>")[0].count("<th>") - len(sides)) + sides)
+        body = re.sub("<td>", lambda _: f'<td class="{next(cells)}">', body)
+        if "colspan" not in head:
+            head = re.sub("<th>", lambda _: f'<th class="{next(headings)}">', head)
+        body = INTERVAL.sub(lambda interval: interval[0].replace(" ", "\u00a0"), body)
+        return f"{head}<tbody>{body}"
+
+    if "body" in context:
+        context["body"] = TABLE.sub(set_one, context["body"])
+
+
 def load_late(app, name, template, context, doctree):
-    """Let pictures after the first wait until they are near, and tell their size, so that the text does not jump when they come."""
+    """Let pictures after the first wait until they are near, and tell their size, so that the text does not jump when they come.
+
+    A picture that knows how many dots it has an inch, as figures do, is shown in that size, so that letters are of one size in all of them.
+    """
     sources = {target: Path(app.srcdir, source) for source, target in app.builder.images.items()}
     first = True
 
     def attributes(match):
         nonlocal first
-        size = get_image_size(sources[match[1]])
+        with Image.open(sources[match[1]]) as picture:
+            scale = 96 / picture.info.get("dpi", (96, 96))[0]
+            width, height = (round(side * scale) for side in picture.size)
         late, first = "" if first else 'loading="lazy" ', False
-        return f'<img {late}width="{size[0]}" height="{size[1]}" '
+        return f'<img {late}width="{width}" height="{height}" '
 
     if "body" in context:
         context["body"] = IMAGE.sub(attributes, context["body"])

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,11 @@ FACTS = """() => ({
     notebook: document.querySelector(".btn-download-source-button")?.href,
     maths: document.querySelector(".math") !== null,
     untitled: [...document.querySelectorAll(".bibtex-citation a:not([title])")].map(link => link.textContent),
+    crooked: [...document.querySelectorAll("table.dataframe:not(:has([colspan]))")].filter(({tHead, tBodies}) => {
+        const heads = [...tHead.rows[0].cells];
+        return [...tBodies[0].rows].some(row => [...row.querySelectorAll("td")].reverse()
+            .some((cell, i) => heads.at(-1 - i).className !== cell.className));
+    }).length,
     uncopied: [...document.querySelectorAll(".cell_input pre")].filter(code => !code.parentElement.querySelector("button.copybtn")).length,
 })"""
 
@@ -193,6 +199,14 @@ def test_every_chapter_says_what_it_is_about(visits):
     assert all((SITE / urlsplit(visits[address].facts["icon"]).path.lstrip("/")).is_file() for address in CHAPTERS)
 
 
+def test_tables_are_counted_through_the_book(visits):
+    """Captions of data frames have numbers of their own, each once, in the order of reading."""
+    numbers = re.compile(r'<span class="caption-number">Tab\. (\d+) </span>')
+    found = [int(number) for address in CHAPTERS for number in numbers.findall((SITE / address).read_text())]
+    assert found and found == list(range(1, len(found) + 1))
+    assert {address for address in CHAPTERS if visits[address].facts["crooked"]} == set(), "headings stand as their columns"
+
+
 def test_every_citation_shows_its_source(visits):
     assert {address: visit.facts["untitled"] for address, visit in visits.items() if visit.facts["untitled"]} == {}
 
@@ -212,6 +226,7 @@ def test_pages_are_light(visits):
     for address, visit in visits.items():
         weight = sum(size for name, size in visit.loaded.items() if not name.startswith(("_images/", "_static/explorer/")))
         assert weight < 2.5e6, f"{address}: {visit.loaded}"
+        assert sum(size for name, size in visit.loaded.items() if name.startswith("_images/")) < 2e6, f"pictures of {address}"
         assert any("explorer" in name for name in visit.loaded) == (address == "explorer.html")
         assert any("mathjax" in name for name in visit.loaded) == visit.facts["maths"], address
     assert sum(path.stat().st_size for path in SITE.rglob("*") if path.is_file()) < 30e6
