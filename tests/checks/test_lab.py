@@ -143,6 +143,32 @@ def close(page):
     }""")
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS)
+def test_what_the_site_folds_is_folded(path):
+    """Solutions and hidden inputs; a folded cell shows its first line, which would give words of a solution away."""
+    inside, unfolded = False, []
+    for cell in json.loads((BOOK / path).read_text())["cells"]:
+        source, folded, is_code = "".join(cell["source"]), cell["metadata"].get("jupyter", {}), cell["cell_type"] == "code"
+        solution = inside and not source.startswith(":::{solution-end}")
+        hides = solution or "hide-input" in cell["metadata"].get("tags", [])
+        bare = solution and (not folded.get("outputs_hidden") if is_code else source.splitlines()[0])
+        if (hides and not folded.get("source_hidden")) or bare:
+            unfolded.append(cell["id"])
+        inside = (inside or "{solution-start}" in source) and "{solution-end}" not in source
+    assert not inside and not unfolded
+
+
+def test_solution_opens_by_a_click(page):
+    """Nothing of it is seen before."""
+    open_notebook(page, "explorer.ipynb")
+    words = show(page, "solution-words")
+    expect(words.locator(".jp-InputPlaceholder")).to_be_visible()
+    assert not re.search(r"\w", words.inner_text())
+    words.locator(".jp-InputPlaceholder").click()
+    expect(page.get_by_text("The budget is the same")).to_be_visible()
+    close(page)
+
+
 @pytest.mark.parametrize("path", TO_RUN)
 def test_notebook_runs_from_top_to_bottom(page, path):
     open_notebook(page, path)
