@@ -132,7 +132,7 @@ def draw_averages(experiment, budgets=None):
         plt.Line2D([], [], marker="o", linestyle="", color=PALETTE["blue"], label="ours, 95 % interval"),
         plt.Line2D([], [], marker="D", linestyle="", markerfacecolor="white", markeredgecolor=PALETTE["vermilion"], label="the paper, its own model and tasks"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 

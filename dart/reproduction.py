@@ -554,7 +554,7 @@ class Experiment:
                 row.label: {
                     "paper": "" if row.paper is None else f"{row.paper:.1%}",
                     "ours": "not run" if row.ours is None else f"{row.ours.value:.1%}",
-                    "difference": "" if row.difference is None else f"{100 * row.difference:+.1f} points",
+                    "difference": "" if row.difference is None else f"{100 * row.difference:+.1f} points".replace("-", "−"),
                     "n": row.n,
                     "95 % interval": "" if row.ours is None else f"{row.ours.low:.1%} to {row.ours.high:.1%}",
                     "verdict": row.verdict,
