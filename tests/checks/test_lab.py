@@ -165,7 +165,7 @@ def test_solution_opens_by_a_click(page):
     expect(words.locator(".jp-InputPlaceholder")).to_be_visible()
     assert not re.search(r"\w", words.inner_text())
     words.locator(".jp-InputPlaceholder").click()
-    expect(page.get_by_text("The budget is the same")).to_be_visible()
+    expect(page.get_by_role("paragraph").filter(has_text="The budget is the same")).to_be_visible()
     close(page)
 
 
