@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     ask = commands.add_parser("eval", help="measure a model on tasks, pruned and unpruned", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                           description="Ask a model the questions of each task under each method and budget, and print a table of scores with 95 %% "
+                           description="Ask a model the questions of each task under each method and budget, and print a table of scores with 95 % "
                            "intervals over the blind floor. Example: dart eval --model FOLDER --tasks existence --methods unpruned dart --keep 64. "
                            "Several GPUs share the questions under `accelerate launch -m dart eval ...`")
     ask.add_argument("--model", help="folder that from_pretrained reads, or owner/name on the Hub; if left out data/model, which "
