@@ -11,7 +11,8 @@
   });
 }
 
-// A formula wider than its place scrolls, and so does a long output: the Tab key must reach them, for the arrow keys to move them.
+// A formula wider than its place scrolls, and so do a long output and a table with a caption, which the theme does not look for: the Tab key
+// must reach them, for the arrow keys to move them.
 addEventListener("load", async () => {
   await window.MathJax?.startup?.promise;
   const wide = (part) => part.scrollWidth > part.clientWidth;
@@ -19,5 +20,6 @@ addEventListener("load", async () => {
   const reach = new ResizeObserver((changes) => {
     for (const { target } of changes) target.tabIndex = wide(target) || long(target) ? 0 : -1;
   });
-  document.querySelectorAll("mjx-container[display], .tag_output_scroll > .cell_output").forEach((part) => reach.observe(part));
+  const parts = "mjx-container[display], .tag_output_scroll > .cell_output, .cell_output > figure > .output";
+  document.querySelectorAll(parts).forEach((part) => reach.observe(part));
 });
