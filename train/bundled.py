@@ -1,6 +1,6 @@
 """Train the bundled model: a small stock LLaVA that answers questions about scenes and reads its image late.
 
-    python train/bundled.py --out data/model            # two and a half hours on two CPU cores; CUDA if there is one
+    python train/bundled.py --out data/model            # about four hours on two CPU cores; CUDA if there is one
     python train/bundled.py --out data/model --minutes 9   # a piece; the same command goes on where it stopped
 
 Five stages, each resumed from its last checkpoint after a kill; scene `i` of a stage has a seed of its own, so a resumed
@@ -76,7 +76,7 @@ CHAT = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes and lengths; the defaults are for two CPU cores and two and a half hours."""
+    """Sizes and lengths; the defaults are for two CPU cores and about four hours."""
 
     width: int = 128
     layers: int = 8
@@ -90,12 +90,13 @@ class Recipe:
     see_steps: int = 750
     talk_steps: int = 3100
     see_again_steps: int = 1800
-    talk_again_steps: int = 1800
+    talk_again_steps: int = 5000
     see_batch: int = 4
     batch: int = 8
-    scenes: int = 2400  # a multiple of the batch; whose image tokens are kept for a language stage
+    scenes: int = 4800  # a multiple of the batch; whose image tokens are kept for a language stage
     shown: int = 160  # image tokens a scene in most of it: all that show something and some that show nothing
     questions: int = 20
+    count_weight: float = 2.0  # of an answer to "how many" in talk-again, which is learned last
     rate: float = 1e-3
     later_rate: float = 5e-4  # of all stages but the first of the tower and of the decoder, which have learned most by then
     seed: int = 0
@@ -493,7 +494,7 @@ class Lessons(torch.utils.data.Dataset):
         position = np.zeros(self.length, int)
         last = np.zeros(self.recipe.questions, int)
         kind = np.full(self.recipe.questions, -1)
-        look = np.zeros((self.recipe.questions, 1 + patches), bool)
+        look = np.zeros((self.recipe.questions, 1 + patches), np.int8)
         start = 0
         for number, question in enumerate(asked):
             prompt = self.tokenizer(question.text, add_special_tokens=False)["input_ids"]
@@ -509,13 +510,9 @@ class Lessons(torch.utils.data.Dataset):
             last[number] = start + len(prompt) - 1
             kind[number] = KINDS.index(kind_of(question))
             if isinstance(question, scenes.Question):
-                for item in question.evidence:
-                    if question.kind == "count":
-                        x, y = (int(value // scenes.PATCH) for value in item.center)
-                        look[number, 1 + y * scenes.GRID + x] = True
-                    else:
-                        look[number, 1:] |= question.scene.patches(item).ravel()
-                look[number, 0] = question.kind == "count" or not question.evidence
+                for place, item in enumerate(question.evidence):
+                    look[number, 1:][question.scene.patches(item).ravel()] = 1 + place * (question.kind == "count")
+                look[number, 0] = 1 + len(question.evidence) if question.kind == "count" else not question.evidence
             start = end
         arrays = {"tokens": tokens, "labels": labels, "segment": segment, "position": position}
         arrays |= {"last": last, "kind": kind, "look": look}
@@ -623,10 +620,10 @@ class Look:
         self.seen.hidden = kwargs.get("hidden_states", args[0] if args else None)
         self.seen.turn = kwargs["position_embeddings"]
 
-    def loss(self, rows: Tensor, look: Tensor, even: Tensor) -> Tensor:
-        """Mean negative log of the attention that `rows` (batch, Q) pay to where `look` (batch, Q, prefix) is True.
+    def loss(self, rows: Tensor, look: Tensor) -> Tensor:
+        """Mean negative log of the attention that `rows` (batch, Q) pay to where `look` int8 (batch, Q, prefix) is not 0.
 
-        Where `even` (batch, Q) is True it has to be spread evenly: then the share of the first token tells a number.
+        Where it has several numbers, as for a count, each gets its share, and that of the first token tells how many there are.
         """
         prefix, size = look.shape[-1], self.attention.head_dim
         hidden, (cos, sin) = self.seen.hidden, self.seen.turn
@@ -645,10 +642,12 @@ class Look:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
         scores = (query[:, : self.heads] @ key[:, : self.heads].transpose(2, 3)).float() * size**-0.5
         scores = scores.log_softmax(-1)
-        share = scores.masked_fill(~look[:, None], -torch.inf).logsumexp(-1)
-        each = (scores * look[:, None]).sum(-1) / look.sum(-1)[:, None].clamp(min=1)
-        asked = look.any(-1)[:, None].expand_as(share)
-        return -torch.where(even[:, None], each, share)[asked].mean()
+        groups = torch.arange(1, int(look.max()) + 1, dtype=look.dtype, device=look.device)
+        inside = look[:, :, None] == groups[:, None]  # (batch, Q, groups, prefix)
+        shares = scores[:, :, :, None].masked_fill(~inside[:, None], -torch.inf).logsumexp(-1)
+        there = inside.any(-1)
+        lost = -shares.masked_fill(~there[:, None], 0).sum(-1) / there.sum(-1)[:, None].clamp(min=1)
+        return lost[there.any(-1)[:, None].expand_as(lost)].mean()
 
 
 def image_features(model, images: Tensor, parts: int = 1) -> Tensor:
@@ -830,9 +829,11 @@ class Run:
             features = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
             look = look.gather(2, F.pad(kept + 1, (1, 0))[:, None].expand(-1, look.shape[1], -1))
         see = see_loss(self.model, features, batch, kept, self.labels)
-        logits, labels, _ = talk(self.model, features, batch, kept)
-        answer = F.cross_entropy(logits, labels)
-        look = self.look.loss(batch["last"], look, batch["kind"] == KINDS.index("count"))
+        logits, labels, owner = talk(self.model, features, batch, kept)
+        counts = batch["kind"] == KINDS.index("count")
+        weight = 1 + (self.recipe.count_weight - 1) * (counts.flatten()[owner] & (self.stage == "talk-again"))
+        answer = (weight * F.cross_entropy(logits, labels, reduction="none")).sum() / weight.sum()
+        look = self.look.loss(batch["last"], look)
         right = (logits.argmax(-1) == labels).float().mean()
         return {"loss": answer + 0.1 * see + 0.3 * look, "see": see, "answer": answer, "look": look, "right": right}
 
