@@ -349,8 +349,11 @@ def pope_drop(runs: Experiment) -> Verdict:
 
 @needs("table-1")
 def training(runs: Experiment) -> Verdict:
-    """The average of the model trained with DART minus that of the other, both under DART."""
-    return judge([gap(at(runs, "DART_train", keep), at(runs, "DART", keep), f"trained with DART, at {keep}") for keep in BUDGETS])
+    """Under DART, the average of the model trained on with DART minus that of the model before, and minus that of one trained on
+    without DART on the same lessons."""
+    others = {"DART": "the model before", "DART, trained on without": "trained on without"}
+    return judge([gap(at(runs, "DART_train", keep), at(runs, label, keep), f"trained with DART minus {words}, at {keep}")
+                  for keep in BUDGETS for label, words in others.items()])
 
 
 # ------------------------------------------------------------------------------------------------ pivots

@@ -342,12 +342,14 @@ def stored_runs(given: argparse.Namespace) -> None:
         return
     todo = [run for run in runs if given.all or not run.current]
     print(f"{len(todo)} of {len(runs)} runs to verify")
-    model, processor = bundled.load(given.model) if todo else (None, None)
     together: dict[tuple, list] = {}
-    for run in todo:
-        together.setdefault(results.asked_alike(run), []).append(run)
-    differ = []
-    for several in together.values():
+    for run in sorted(todo, key=lambda run: run.settings["model"]):
+        together.setdefault((run.settings["model"], *results.asked_alike(run)), []).append(run)
+    differ, loaded = [], None
+    for (name, *_), several in together.items():
+        if name != loaded:
+            model, processor = bundled.load(given.model or dart.data_root() / name)
+            loaded = name
         asked_by, _ = reproduction.asking(several[0].settings["task"], model, processor)
         for run, agree in zip(several, results.verify(several, model, asked_by, n=given.questions)):
             print(f"{run.folder.parent.name}/{run.folder.name}: {agree:.0%} of {min(given.questions, run.settings['n'])} answers agree", flush=True)

@@ -23,7 +23,6 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ METHODS = {
     "DART pivot=V-norm max": "dart:pivot_rule=value-norm-max",
     "DART pivot=V-norm min": "dart:pivot_rule=value-norm-min",
 }
-NOT_RUN = {"DART_train": "trained with DART active; `python train/bundled.py --prune 64` trains such a model, and none was trained"}
+TRAINED = {"DART_train": "model-trained-with-dart", "DART, trained on without": "model-trained-on"}     # folders in the data
 TASKS = {
     "GQA": "gqa",
     "MMB": "mmbench",
@@ -97,6 +96,8 @@ class Row:
         Why it cannot be run.
     removed : float or None
         Fraction of image tokens that goes, for models whose pictures differ in their number; `keep` is then its name only.
+    model : str or None
+        Folder below the data with weights of the row's own; None is the model of the experiment.
     """
 
     label: str
@@ -105,6 +106,7 @@ class Row:
     paper: paper.Row | None = None
     why: str = ""
     removed: float | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,20 +127,25 @@ class Target:
 
 
 def _of_table(name: str, *added: str) -> Callable[[], list[Row]]:
-    """Rows of a table of the paper; methods in `added` are put under every budget too."""
+    """Rows of a table of the paper; those in `added` are put under every budget too, models of their own also unpruned."""
+
+    def row(label: str, keep: int, printed: paper.Row | None = None) -> Row:
+        model = TRAINED.get(label)
+        return Row(label, METHODS.get(label) if model is None else "dart", keep, printed, model=model)
 
     def rows() -> list[Row]:
         whole = paper.table(name).vanilla.tokens
         found = [Row("unpruned", "unpruned", None, paper.table(name).vanilla)]
-        for row in paper.table(name).rows:
-            if row.method == "Vanilla":
+        for printed in paper.table(name).rows:
+            if printed.method == "Vanilla":
                 continue
-            share = row.tokens / whole if row.tokens is not None else 1 - row.reduction
+            share = printed.tokens / whole if printed.tokens is not None else 1 - printed.reduction
             keep = round(BUNDLED_TOKENS * share)
-            found.append(Row(row.method, METHODS.get(row.method), keep, row, NOT_RUN.get(row.method, "")))
-        for keep in dict.fromkeys(row.keep for row in found if row.keep is not None):
-            found += [Row(label, METHODS[label], keep) for label in added]
-        return found
+            found.append(row(printed.method, keep, printed))
+        for keep in dict.fromkeys(each.keep for each in found if each.keep is not None):
+            found += [row(label, keep) for label in added]
+        models = {each.label: each.model for each in found if each.model}
+        return found + [Row(label, "unpruned", None, model=model) for label, model in models.items()]
 
     return rows
 
@@ -185,7 +192,7 @@ def targets() -> dict[str, Target]:
     """Every table and figure that has accuracy in it, by the name of its notebook."""
     llava, following = "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-v1.6-vicuna-7b-hf"
     return {
-        "table-1": Target("Table 1", llava, _of_table("table1", "Random"), paper_tasks=_columns("table1", ocr=True)),
+        "table-1": Target("Table 1", llava, _of_table("table1", "Random", "DART, trained on without"), paper_tasks=_columns("table1", ocr=True)),
         "table-2": Target("Table 2", following, _of_table("table2"), ("existence",), ("pope",), tokens=2880),
         "table-3": Target("Table 3", following, _of_table("table3", "Random"), paper_tasks=_columns("table3"), tokens=2880),
         "table-4": Target(
@@ -367,7 +374,8 @@ class Experiment:
         for task in self.tasks:
             evaluation.find_name("task", task, evaluation.TASKS)
         self.seeds = _several(parameters.seeds, int, "seeds") or self.target.seeds
-        self.rows = self._chosen([row if bundled_scale else self._of_model(row) for row in self.target.rows()])
+        rows = self.target.rows() if bundled_scale else [self._of_model(row) for row in self.target.rows()]
+        self.rows = self._chosen([self._with_weights(row) for row in rows])
         if parameters.limit is not None and (not isinstance(parameters.limit, int) or parameters.limit < 1):
             raise ValueError(f"limit={parameters.limit!r}; give 1 or more questions a task, or None for all")
         self.device = parameters.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -379,7 +387,16 @@ class Experiment:
             raise ValueError(f"device={self.device!r}, but torch sees no CUDA device here; use device='cpu'")
         if parameters.attn_implementation is not None:
             evaluation.find_name("attn_implementation", parameters.attn_implementation, KERNELS)
-        self.runs: dict[tuple[str, dart.Method | None], Stored | None] = {}
+        self.runs: dict[tuple[str | None, str, dart.Method | None], Stored | None] = {}     # by model of the row, task and method
+        self._loaded: dict[str | None, tuple] = {}
+
+    def _with_weights(self, row: Row) -> Row:
+        """A row that can be run, or says why not: weights of its own belong to the bundled model, and have to be there."""
+        if row.model is None or self.parameters.scale == "bundled" and self.parameters.model is None and (dart.data_root() / row.model).is_dir():
+            return row
+        keep = BUNDLED_TOKENS if row.model == TRAINED["DART, trained on without"] else 64
+        why = f"trained from the bundled model; `python train/bundled.py --prune {keep} --out data/{row.model}` makes it"
+        return replace(row, spec=None, model=None, why=why)
 
     def _of_model(self, row: Row) -> Row:
         """A row with its budget in image tokens of the paper's model."""
@@ -398,14 +415,15 @@ class Experiment:
             mine = {row.spec for row in rows}
             for spec in wanted:
                 evaluation.find_method(spec, keep=64)       # says what is wrong with it
-            kept = [row for row in rows if row.spec in wanted or row.keep is None]
+            models = {None, *(row.model for row in rows if row.spec in wanted)}
+            kept = [row for row in rows if (row.model in models if row.keep is None else row.spec in wanted)]
             own = list(dict.fromkeys(row.keep for row in rows if row.keep is not None))
             rows = kept + [Row(spec, spec, keep) for spec in wanted if spec not in mine for keep in own]
         if budgets is not None:
             mine = {row.keep for row in rows}
-            specs = {row.spec: row.label for row in rows if row.keep is not None}
+            pruned = {(row.spec, row.model): row for row in rows if row.keep is not None}
             rows = [row for row in rows if row.keep is None or row.keep in budgets] + [
-                Row(label, spec, keep) for keep in budgets if keep not in mine for spec, label in specs.items()
+                replace(row, keep=keep, paper=None) for keep in budgets if keep not in mine for row in pruned.values()
             ]
         return rows
 
@@ -424,15 +442,28 @@ class Experiment:
         joint = "," if ":" in row.spec else ":"
         return [evaluation.find_method(f"{row.spec}{joint}seed={seed}", row.keep) for seed in self.seeds]
 
-    def all_methods(self) -> list[dart.Method | None]:
-        return list(dict.fromkeys(method for row in self.rows for method in self.methods(row)))
+    def wanted(self) -> dict[str | None, list[dart.Method | None]]:
+        """The methods of all rows, by the model of the row."""
+        found: dict[str | None, dict] = {}
+        for row in self.rows:
+            found.setdefault(row.model, {}).update(dict.fromkeys(self.methods(row)))
+        return {model: list(methods) for model, methods in found.items() if methods}
 
-    @cached_property
+    @property
     def model(self):
         """Model and processor, loaded when first asked for."""
-        source = self.parameters.model or (None if self.parameters.scale == "bundled" else self.target.model)
-        dtype = torch.float32 if torch.device(self.device).type == "cpu" else torch.bfloat16
-        return bundled.load(source, dtype=dtype, device=self.device, attn_implementation=self.parameters.attn_implementation)
+        return self.model_of(None)
+
+    def model_of(self, name: str | None):
+        """Model and processor of rows with weights of their own."""
+        if name not in self._loaded:
+            source = self.parameters.model or (None if self.parameters.scale == "bundled" else self.target.model)
+            dtype = torch.float32 if torch.device(self.device).type == "cpu" else torch.bfloat16
+            self._loaded[name] = bundled.load(
+                source if name is None else dart.data_root() / name, dtype=dtype, device=self.device,
+                attn_implementation=self.parameters.attn_implementation,
+            )
+        return self._loaded[name]
 
     def run(self, *, compute: bool | None = None) -> Experiment:
         """Read the runs of all rows and tasks, and make those that no store has.
@@ -445,18 +476,19 @@ class Experiment:
         """
         if compute is None:
             compute = os.environ.get("DART_COMPUTE") != "0"
-        methods = self.all_methods()
-        for task in self.tasks:
-            stored = _read(self.model[0], methods, task, self.parameters.limit)
-            missing = [method for method in methods if stored[method] is None]
-            if missing and compute:
-                stored |= _make(*self.model, missing, task, self.parameters.limit)
-            self.runs |= {(task, method): run for method, run in stored.items()}
+        for name, methods in self.wanted().items():
+            model = self.model_of(name)
+            for task in self.tasks:
+                stored = _read(model[0], methods, task, self.parameters.limit)
+                missing = [method for method in methods if stored[method] is None]
+                if missing and compute:
+                    stored |= _make(*model, missing, task, self.parameters.limit)
+                self.runs |= {(name, task, method): run for method, run in stored.items()}
         return self
 
     def of(self, row: Row, task: str) -> list[Stored] | None:
         """The runs of a row on a task, one for each seed, or None if any is missing."""
-        found = [self.runs.get((task, method)) for method in self.methods(row)]
+        found = [self.runs.get((row.model, task, method)) for method in self.methods(row)]
         return None if not found or None in found else found
 
     @property
@@ -474,8 +506,8 @@ class Experiment:
     def budgets(self) -> list[int]:
         return list(dict.fromkeys(row.keep for row in self.rows if row.keep is not None))
 
-    def at(self, keep: int) -> list[Row]:
-        """Rows of one budget."""
+    def at(self, keep: int | None) -> list[Row]:
+        """Rows of one budget; at None every model of the rows, unpruned."""
         return [row for row in self.rows if row.keep == keep]
 
     def row(self, label: str, keep: int) -> Row:
@@ -517,9 +549,9 @@ class Experiment:
                 first.setdefault(question.picture_key, question)
         return list(first.values())[:most]
 
-    def table(self, keep: int):
+    def table(self, keep: int | None):
         """Scores of a budget as a data frame, in percent, sums as they are; the unpruned model first, all others with the
-        interval of their paired difference to it."""
+        interval of their paired difference to it. At None they are every model of the rows, unpruned."""
         from pandas import DataFrame
 
         def cell(row: Row, task: str) -> str:
@@ -528,7 +560,7 @@ class Experiment:
                 return "not run"
             score = results.mean_score(found)
             scale, digits = (1, 0) if scores_sum(task) else (100, 1)
-            spread, sign = (score, "") if row.keep is None else (results.mean_difference(found, plain[0]), "+")
+            spread, sign = (score, "") if row == self.unpruned else (results.mean_difference(found, plain[0]), "+")
             low, high = (f"{round(scale * each, digits) + 0.0:{sign}.{digits}f}" for each in (spread.low, spread.high))
             return f"{scale * score.value:.{digits}f} [{low},\u00a0{high}]".replace("-", "−")
 
@@ -569,10 +601,11 @@ class Experiment:
         if not found:
             return f"Scale {self.parameters.scale}: not run."
         several = {name: " and ".join(sorted({str(run.environment.get(name)) for run in found})) for name in ("device", "torch", "transformers")}
-        asked = {task: run.settings["n"] for (task, method), run in self.runs.items() if run is not None}
+        asked = {task: run.settings["n"] for (_, task, _), run in self.runs.items() if run is not None}
         missing = sum(run is None for run in self.runs.values())
+        models = dict.fromkeys(f"{run.settings['model']} (weights {run.settings['weights']})" for run in found)
         return (
-            f"Scale {self.parameters.scale}; model {found[0].settings['model']} (weights {found[0].settings['weights']}, {found[0].settings['dtype']}); "
+            f"Scale {self.parameters.scale}; {' and '.join(models)}, {found[0].settings['dtype']}; "
             f"device {several['device']}, torch {several['torch']}, transformers {several['transformers']}; "
             f"{', '.join(f'{task} {n}' for task, n in asked.items())} questions; seeds of methods that draw {', '.join(map(str, self.seeds))}; {len(found)} runs"
             + (f", {len(self.older)} of them by older code" if self.older else "")
@@ -588,7 +621,7 @@ class Experiment:
         beside = None
         if self.parameters.scale == "bundled":
             beside = (base and _printed(base), base and averages[base])
-        n = sum(run.settings["n"] for (task, method), run in self.runs.items() if method is None and run is not None)
+        n = sum(runs[0].settings["n"] for runs in (self.of(self.unpruned, task) for task in self.tasks) if runs)
         return [results.join(row.label, _printed(row), averages[row], n, reference=beside) for row in rows]
 
 
@@ -685,20 +718,20 @@ def sweep(experiments: Sequence[Experiment], *, jobs: int = 2, store: str | Path
     for each in experiments:
         if any(getattr(each.parameters, name) != getattr(first.parameters, name) for name in same):
             raise ValueError(f"{each.name} and {first.name} differ in one of {', '.join(same)}; sweep them apart")
-    wanted: dict[str, list[dart.Method | None]] = {}
+    wanted: dict[tuple[str, str | None], dict[dart.Method | None, None]] = {}
     for each in experiments:
         for task in each.tasks:
-            mine = wanted.setdefault(task, [])
-            mine += [method for method in each.all_methods() if method not in mine]
+            for model, methods in each.wanted().items():
+                wanted.setdefault((task, model), {}).update(dict.fromkeys(methods))
     limit, todo, failed = first.parameters.limit, {}, {}
-    for task, methods in wanted.items():
+    for (task, model), methods in wanted.items():
         try:
-            missing = [m for m, run in _read(first.model[0], methods, task, limit).items() if run is None]
+            missing = [m for m, run in _read(first.model_of(model)[0], list(methods), task, limit).items() if run is None]
             if missing:
-                todo[task] = missing
+                todo[task, model] = missing
         except (ValueError, OSError) as reason:
             failed[task] = str(reason)
-    asked = {task: len(evaluation.asked_of(task, limit)) * len(methods) for task, methods in todo.items()}
+    asked = {each: len(evaluation.asked_of(each[0], limit)) * len(methods) for each, methods in todo.items()}
     order = sorted(todo, key=asked.get, reverse=True)
     jobs = max(1, min(jobs if torch.device(first.device).type == "cpu" else 1, len(order)))
     threads = _threads(jobs)
@@ -707,13 +740,13 @@ def sweep(experiments: Sequence[Experiment], *, jobs: int = 2, store: str | Path
         queue = manager.Queue()
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:
             places = {"folder": work() / "eval", "store": store or work() / "results"}
-            given = {task: pool.submit(_work, first.name, first.parameters, task, todo[task], threads, places, queue) for task in order}
+            given = {each: pool.submit(_work, first.name, first.parameters, *each, todo[each], threads, places, queue) for each in order}
             waiting = set(order)
             while waiting:
-                for task in [task for task in waiting if given[task].done()]:
-                    waiting.remove(task)
-                    if given[task].exception() is not None:
-                        failed[task] = f"{type(given[task].exception()).__name__}: {given[task].exception()}"
+                for each in [each for each in waiting if given[each].done()]:
+                    waiting.remove(each)
+                    if given[each].exception() is not None:
+                        failed[each[0]] = f"{type(given[each].exception()).__name__}: {given[each].exception()}"
                 try:
                     task, number = queue.get(timeout=0.5)
                     bar.update(number)
@@ -728,10 +761,12 @@ def _threads(jobs: int) -> int:
     return max(1, (os.cpu_count() or 1) // jobs)
 
 
-def _work(name: str, parameters: Parameters, task: str, methods: Sequence, threads: int, places: dict, queue) -> None:
+def _work(
+    name: str, parameters: Parameters, task: str, model: str | None, methods: Sequence, threads: int, places: dict, queue
+) -> None:
     torch.set_num_threads(threads)
     experiment = Experiment(name, parameters)
-    _make(*experiment.model, methods, task, parameters.limit, **places, progress=lambda number: queue.put((task, number)))
+    _make(*experiment.model_of(model), methods, task, parameters.limit, **places, progress=lambda number: queue.put((task, number)))
 
 
 # ------------------------------------------------------------------------------------------------ notebooks

@@ -157,9 +157,11 @@ def load(place: str | Path) -> Stored:
     return Stored(place, settings, intervals, environment, questions, answers, current)
 
 
-def find(task: str | None = None, label: str | None = None, *, folder: str | Path | None = None) -> list[Stored]:
-    """All runs of a task, of a method's label (`unpruned`, `dart-64`), or of both, by name."""
-    return [load(place) for place in _places(task, label, root(folder))]
+def find(
+    task: str | None = None, label: str | None = None, *, model: str | None = None, folder: str | Path | None = None
+) -> list[Stored]:
+    """All runs of a task, of a method's label (`unpruned`, `dart-64`), of a model's folder (`model`), or of several of these, by name."""
+    return [run for run in map(load, _places(task, label, root(folder))) if model in (None, run.settings["model"])]
 
 
 def lookup(settings: dict[str, Any], folders: Sequence[str | Path | None] = (None,)) -> Stored | None:

@@ -325,10 +325,28 @@ def test_another_recipe_does_not_resume(tmp_path):
         start(tmp_path, rate=1e-4)
 
 
-def test_the_prune_stage_trains_through_the_context_manager(tmp_path):
-    run = start(tmp_path, crowd_steps=1, see_steps=1, talk_steps=1, prune=16, prune_steps=2)
+def test_a_finished_model_goes_on_with_pruning_at_work(tmp_path):
+    start(tmp_path).export(tmp_path / "finished")
+    before = bundled.load(tmp_path / "finished")[0].state_dict()
+    settings = replace(TINY, prune=16, prune_steps=2)
+    run = recipe.Run(settings, tmp_path / "run", torch.device("cpu"), tmp_path / "finished")
+    assert run.stage == "prune" and all(torch.equal(tensor, before[name]) for name, tensor in run.model.state_dict().items())
     run.train()
-    assert run.finished and run.stage == "prune"
+    assert run.finished
+    moved = [name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert moved and all("language_model" in name or name == "lm_head.weight" for name in moved), "tower and projector stay as they are"
+
+
+def test_keeping_all_is_training_without_pruning(tmp_path):
+    start(tmp_path).export(tmp_path / "finished")
+    run = recipe.Run(replace(TINY, prune=scenes.GRID**2), tmp_path, torch.device("cpu"), tmp_path / "finished")
+    batch = next(iter(run.lessons(0, 1)))
+    features = recipe.image_features(run.model, next(iter(start(tmp_path / "other").lessons(0, 1, first=0, drawn=True)))["image"])
+    with_all, with_few = (recipe.pruned_loss(run.model, features, batch, keep) for keep in (scenes.GRID**2, 16))
+    logits, labels, owner = recipe.talk(run.model, features, batch, recipe.all_patches(features))
+    first = owner % batch["last"].shape[1] == 0
+    torch.testing.assert_close(with_all, torch.nn.functional.cross_entropy(logits[first], labels[first]))
+    assert with_few != with_all
 
 
 def test_export_loads_offline_with_stock_classes(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dart import claims, cli, evaluation
+from dart import claims, cli, evaluation, reproduction
 from dart.claims import Check, Evidence, Kernels, NotRun, Scenes
 from dart.evaluation import Interval
 from dart.methods.dart import PIVOT_RULES
@@ -101,7 +101,7 @@ def planted(target, shares, rest, task="attributes"):
         answers = [question.answer if place < share * len(asked) else other for question, place, other in zip(asked, rank, wrong)]
         for method in experiment.methods(row):
             settings = {"task": task, "label": evaluation.label(method), "n": len(asked)}
-            experiment.runs[task, method] = Stored(Path(target, settings["label"]), settings, {}, {}, asked, answers)
+            experiment.runs[row.model, task, method] = Stored(Path(target, settings["label"]), settings, {}, {}, asked, answers)
     return experiment
 
 
@@ -113,6 +113,7 @@ WORLDS = {
     "best_average": ([("table-1", {"DART": 0.9}, 0.5)], [("table-1", {"DART": 0.5}, 0.9)]),
     "retention": ([("table-1", {"DART": 1.0}, 0.5)], [("table-1", {"DART": 0.5}, 0.5)]),
     "margin": ([("table-1", {"DART": 0.9}, 0.5)], [("table-1", {"DART": 0.5}, 0.9)]),
+    "training": ([("table-1", {"DART_train": 0.9}, 0.5)], [("table-1", {"DART_train": 0.5}, 0.9)]),
     "every_budget": ([("table-4", {"DART": 0.9}, 0.5), ("every-method-on-the-small-model", {"DART, layer 4": 0.9}, 0.5)],
                      [("table-4", {"DART": 0.5}, 0.9), ("every-method-on-the-small-model", {"DART, layer 4": 0.5}, 0.9)]),
     "video": ([("table-6", {"DART": 0.9}, 0.5)], [("table-6", {"DART": 0.5}, 0.9)]),  # on pictures here: scores are scores
@@ -149,7 +150,7 @@ def test_what_cannot_be_told_apart_is_called_undecided():
 
 def test_every_test_of_stored_runs_is_planted():
     stored = {name for name, test in claims.TESTS.items() if test.sources and not test.live}
-    assert stored == {*WORLDS, "training"}
+    assert stored == WORLDS.keys()
 
 
 # ------------------------------------------------------------------------------------------------ planted measurements
@@ -271,7 +272,7 @@ def test_a_missing_run_is_not_run_and_named(evidence):
     assert entries["retention"].sentence == "Not run: DART at 192 tokens (Table 1)." and not entries["retention"].numbers
     assert entries["robot"].verdict == "cannot be tested here" and "simulator" in entries["robot"].sentence
     row = next(row for row in evidence.of("figure-7").rows if row.label == "text only")
-    evidence.of("figure-7").runs["attributes", evidence.of("figure-7").methods(row)[0]] = None
+    evidence.of("figure-7").runs[None, "attributes", evidence.of("figure-7").methods(row)[0]] = None
     claim = next(claim for claim in claims.read() if claim.id == "pivot-modality")
     assert evidence.verdict(claim).sentence == "Not run: text only at 128 tokens (Figure 7)."
 
@@ -281,9 +282,15 @@ def test_an_experiment_that_is_not_there_is_not_run():
         Evidence().of("table-99")
 
 
-def test_a_model_that_was_not_trained_is_named():
-    with pytest.raises(NotRun, match=r"DART_train at 192 tokens \(Table 1\): trained with DART active"):
+def test_a_model_that_was_not_trained_is_named(monkeypatch):
+    monkeypatch.setitem(reproduction.TRAINED, "DART_train", "model-of-nobody")
+    with pytest.raises(NotRun, match=r"DART_train at 192 tokens \(Table 1\): .*--prune 64 --out data/model-of-nobody` makes it"):
         claims.training(planted("table-1", {}, 0.9))
+
+
+def test_more_training_alone_does_not_count_for_training_with_dart():
+    half = claims.training(planted("table-1", {"DART_train": 0.9, "DART, trained on without": 0.9}, 0.5))
+    assert half.verdict == "partly" and "3 undecided" in half.sentence
 
 
 def test_what_is_written_is_what_is_computed(evidence, tmp_path):

@@ -56,7 +56,8 @@ def test_a_notebook_that_is_not_known_is_named():
 def test_parameters_may_come_as_text():
     experiment = Experiment("table-1", Parameters(tasks="reading, pairs", methods="dart fastv", budgets="64", seeds="1,2"))
     assert experiment.tasks == ("reading", "pairs") and experiment.budgets == [64] and experiment.seeds == (1, 2)
-    assert [row.label for row in experiment.rows] == ["unpruned", "FastV", "DART"]
+    assert [row.label for row in experiment.rows if row.keep and row.model is None] == ["FastV", "DART"]
+    assert {row.spec for row in experiment.rows if row.keep} == {"fastv", "dart"}
 
 
 @pytest.mark.parametrize("name", ["table-1", "table-2", "table-3", "table-4", "table-5", "table-7", "table-8", "table-9"])
@@ -104,6 +105,25 @@ def test_other_methods_and_budgets_make_rows_of_their_own():
     drawn = experiment.methods(experiment.rows[1])
     assert [method.seed for method in drawn] == [0, 1, 2, 3, 4] and all(method.pivot_rule == "random" for method in drawn)
     assert len(experiment.methods(experiment.rows[2])) == 1
+
+
+def test_rows_with_weights_of_their_own(tmp_path, monkeypatch):
+    """They belong to the bundled model at bundled scale, keep their weights at other budgets, and are unpruned at None."""
+    for name in reproduction.TRAINED.values():
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(dart, "data_root", lambda: tmp_path)
+    asked = dict(methods=["dart"], budgets=[64, 32])
+    here = Experiment("table-1", Parameters(**asked))
+    weights = {"DART": None, **reproduction.TRAINED}
+    for keep in (64, 32):
+        assert {row.label: row.model for row in here.at(keep)} == weights and all(row.paper is None for row in here.at(32))
+    assert {row.label: row.model for row in here.at(None)} == {"unpruned": None, **reproduction.TRAINED}
+    assert set(here.wanted()) == set(weights.values())
+    fast = Experiment("table-1", Parameters(methods=["fastv"]))
+    assert set(fast.wanted()) == {None} and len(fast.at(None)) == 1
+    for other in (dict(scale="paper", device="cpu"), dict(model=str(tmp_path))):
+        rows = [row for row in Experiment("table-1", Parameters(**other)).rows if row.label in reproduction.TRAINED]
+        assert len(rows) == 8 and all(row.spec is row.model is None and "train/bundled.py --prune" in row.why for row in rows)
 
 
 def test_runs_are_made_once_and_shared(folder, build, monkeypatch):  # noqa: F811
@@ -256,7 +276,7 @@ def experiment():
         image: lambda n: n % 5 != 0 and n % 20 != 1,
     }
     for row, right in runs.items():
-        found.runs["attributes", found.methods(row)[0]] = answered(right)
+        found.runs[None, "attributes", found.methods(row)[0]] = answered(right)
     return found
 
 

@@ -17,7 +17,7 @@ def record():
     task = evaluation.find_task("existence")
     questions = list(task.questions())[:24]
     answers = [question.answer if number % 3 else "yes" for number, question in enumerate(questions)]
-    settings = {"label": "dart-64", "method": {"name": "DART", "keep": 64}, "task": "existence", "n": 24,
+    settings = {"label": "dart-64", "method": {"name": "DART", "keep": 64}, "task": "existence", "n": 24, "model": "model",
                 "questions": evaluation.questions_hash(questions), "weights": "0" * 12}
     return Record(None, settings, evaluation.intervals(task, questions, answers), {"device": "a CPU"}, questions, answers)
 
@@ -30,6 +30,7 @@ def test_what_is_kept_comes_back(record, tmp_path):
     assert found.environment["device"] == "a CPU" and found.current
     assert [run.folder for run in results.find("existence", "dart-64", folder=tmp_path)] == [place]
     assert results.find("existence", "dart-32", folder=tmp_path) == results.find("reading", folder=tmp_path) == []
+    assert len(results.find(model=record.settings["model"], folder=tmp_path)) == 1 and not results.find(model="other", folder=tmp_path)
 
 
 def test_nothing_is_overwritten(record, tmp_path):
@@ -94,7 +95,7 @@ def test_stored_answers_are_those_of_the_committed_model(task):
 
     from dart import bundled
 
-    runs = {label: results.find(task, label)[-1] for label in ("unpruned", "dart-64")}
+    runs = {label: results.find(task, label, model="model")[-1] for label in ("unpruned", "dart-64")}
     model, processor = bundled.load()
     questions = runs["unpruned"].questions[:48]
     assert all(run.settings["weights"] == evaluation.fingerprint(model) for run in runs.values()), "the runs are of another checkpoint"

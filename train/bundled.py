@@ -63,7 +63,7 @@ from transformers import (
 )
 
 import dart
-from dart import easy_vqa, scenes
+from dart import bundled, easy_vqa, scenes
 from dart.evaluation import given_features
 
 LOCAL_LAYERS, WINDOW = 2, 4  # "is there a dog?" has five tokens
@@ -102,8 +102,8 @@ class Recipe:
     seed: int = 0
     look_layer: int = LOCAL_LAYERS + 1
     look_heads: int = 4
-    prune: int = 0  # image tokens that DART keeps in a last stage; 0 is no such stage (the dagger rows of the paper)
-    prune_steps: int = 2000
+    prune: int = 0  # image tokens that DART keeps while a finished model goes on; 0 makes the model (the paper's dagger rows)
+    prune_steps: int = 300
     exam_every: int = 500
 
 
@@ -736,7 +736,7 @@ def pruned_loss(model, features: Tensor, batch: dict[str, Tensor], keep: int) ->
 
 # ------------------------------------------------------------------------------------------------ training
 
-STAGES = ("crowd", "see", "talk", "see-again", "talk-again", "prune")
+STAGES = ("crowd", "see", "talk", "see-again", "talk-again")
 SEEING = ("crowd", "see", "see-again")  # stages that teach the tower; the others teach the decoder
 EXAM_SEED, EXAM_SCENES = scenes.TEST_SEED // 2, 48
 
@@ -744,16 +744,19 @@ EXAM_SEED, EXAM_SCENES = scenes.TEST_SEED // 2, 48
 class Run:
     """One training run in a folder: what it has learned, how far it is, and the curve so far."""
 
-    def __init__(self, recipe: Recipe, folder: Path, device: torch.device):
+    def __init__(self, recipe: Recipe, folder: Path, device: torch.device, start: Path | None = None):
         self.recipe, self.device = recipe, device
         self.file, self.cache = folder / "state.safetensors", folder / "features.npy"
         self.processor = make_processor()
         self.model = make_model(recipe, self.processor.tokenizer).to(device)
         self.look = Look(self.model.model.language_model.layers[recipe.look_layer], recipe.look_heads)
         self.labels = Labels(self.processor.tokenizer, device)
-        self.stage, self.step, self.curve = STAGES[0], 0, []
+        self.stage, self.step, self.curve = "prune" if recipe.prune else STAGES[0], 0, []
         self.pool = ThreadPoolExecutor()
-        structure(self.model.model.vision_tower, next(iter(self.lessons(0, 1)))["image"])
+        if recipe.prune:
+            self.model.load_state_dict(bundled.load(start)[0].state_dict())
+        else:
+            structure(self.model.model.vision_tower, next(iter(self.lessons(0, 1)))["image"])
         self.new_optimizer()
         if self.file.exists():
             self.load()
@@ -922,19 +925,17 @@ class Run:
         if self.stage == "see":
             torch.manual_seed(self.recipe.seed)
             wire(self.model.model.language_model)
-        following = STAGES[STAGES.index(self.stage) + 1 :]
-        if following:
-            self.stage, self.step = following[0], 0
-            self.new_optimizer()
+        self.stage, self.step = STAGES[STAGES.index(self.stage) + 1], 0
+        self.new_optimizer()
 
     @property
     def finished(self) -> bool:
-        return self.stage == ("prune" if self.recipe.prune else "talk-again") and self.step >= self.steps
+        return self.stage in ("prune", STAGES[-1]) and self.step >= self.steps
 
     def lessons(self, start: int, steps: int, first: int | None = None, drawn: bool = False) -> torch.utils.data.DataLoader:
         """Batches for `steps` steps from step `start` of the present stage on, or drawn scenes from seed `first` on."""
         seeing, training, batch = self.stage in SEEING, first is None, self.batch
-        stage = "talk-again" if self.stage == "prune" else self.stage  # its image tokens are those
+        stage = STAGES[-1] if self.stage == "prune" else self.stage
         lessons = Lessons(
             self.recipe,
             first=STAGES.index(stage) * 2**26 if training else first,  # scenes are not shared
@@ -1009,25 +1010,32 @@ def rescale_projector(model, images: Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the bundled model; the same command resumes.")
-    parser.add_argument("--out", type=Path, default=dart.data_root() / "model", help="folder for the finished model")
+    model, results = dart.data_root() / "model", dart.data_root() / "results"
+    parser = argparse.ArgumentParser(description="Train the bundled model, or a finished one further; the same command resumes.")
+    parser.add_argument("--out", type=Path, help="folder for the model that comes out; data/model by default, with --prune it has to be given")
     parser.add_argument("--run", type=Path, default=Path("build/bundled"), help="folder of the state to resume from")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; the next call goes on")
-    parser.add_argument("--curves", type=Path, default=dart.data_root() / "results" / "training.json")
-    parser.add_argument("--prune", type=int, default=0, metavar="KEEP", help="end with DART at work on this budget")
+    parser.add_argument("--curves", type=Path, help="file for the curves; by default training.json in data/results, or named after --out")
+    parser.add_argument("--prune", type=int, default=0, metavar="KEEP",
+                        help="train a finished model further with DART at work on this budget; all 576 is the same without pruning")
+    parser.add_argument("--start", type=Path, default=model, help="the finished model that --prune starts from")
     given = parser.parse_args()
+    if given.prune and given.out is None:
+        parser.error("--prune leaves data/model as it is: give --out, a folder for the model that comes out")
+    out = given.out or model
+    curves = given.curves or results / (f"training-{out.name}.json" if given.prune else "training.json")
     recipe = Recipe(prune=given.prune)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)  # see Run.learn
-    run = Run(recipe, given.run, device)
+    run = Run(recipe, given.run, device, given.start)
     run.train(60 * given.minutes)
     if not run.finished:
         print(f"stopped at step {run.step} of {run.steps} of stage {run.stage}; the same command goes on from there")
         return
-    run.export(given.out)
-    given.curves.parent.mkdir(parents=True, exist_ok=True)
-    given.curves.write_text(json.dumps({"recipe": asdict(recipe), "curve": run.curve}, indent=1) + "\n")
-    print(f"model in {given.out}, curves in {given.curves}")
+    run.export(out)
+    curves.parent.mkdir(parents=True, exist_ok=True)
+    curves.write_text(json.dumps({"recipe": asdict(recipe), "curve": run.curve}, indent=1) + "\n")
+    print(f"model in {out}, curves in {curves}")
 
 
 if __name__ == "__main__":

@@ -21,16 +21,16 @@ from test_evaluation import folder  # noqa: E402, F401  a tiny model
 
 
 def test_a_slice_of_the_sweep_made_from_nothing_agrees_with_the_store():
-    """Other runs at every commit would hide a change: the slice is every method once, on tasks in turn."""
-    model, processor = bundled.load()
-    runs: dict[str, list] = {}
+    """Other runs at every commit would hide a change: the slice is every method of every model once, on tasks in turn."""
+    runs: dict[tuple, list] = {}
     for run in results.find():
-        runs.setdefault(run.settings["method"] and run.settings["method"]["name"], []).append(run)
-    assert len(runs) == 1 + len(dart.METHODS)
+        runs.setdefault((run.settings["model"], run.settings["method"] and run.settings["method"]["name"]), []).append(run)
+    assert len([name for model, name in runs if model == "model"]) == 1 + len(dart.METHODS)
+    models = {name: bundled.load(dart.data_root() / name) for name in {name for name, _ in runs}}
     wrong = {}
-    for number, several in enumerate(runs.values()):
+    for number, ((name, _), several) in enumerate(runs.items()):
         run = several[number * 7 % len(several)]
-        [agree] = results.recheck([run], model, processor, n=16)
+        [agree] = results.recheck([run], *models[name], n=16)
         if agree < 15 / 16:
             wrong[run.folder.name] = agree
     assert not wrong, f"these runs are answered otherwise now: {wrong}"
