@@ -348,10 +348,11 @@ def open_picture(content: bytes, name: str = "this file") -> Image.Image:
     ValueError
         If it is no picture that Pillow reads, or too large.
     """
+    file = io.BytesIO(content)
     try:
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+        picture = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read as a picture ({error}); give a JPEG, PNG or WebP") from error
+        raise ValueError(f"{name} cannot be read as a picture ({str(error).replace(f' {file!r}', '')}); give a JPEG, PNG or WebP") from error
     return ImageOps.fit(picture, (scenes.SIZE, scenes.SIZE))
 
 
@@ -428,11 +429,16 @@ class Live:
             try:
                 picture = open_picture(bytes(file["content"]), file["name"])
             except ValueError as error:
-                self._say(str(error))
+                self._say(html.escape(str(error)))
                 continue
-            self.shown[file["name"]] = Picture(f"own-{len(self.shown)}", file["name"], picture, ("is there a cat?",))
+            # phones give one name to all their pictures: a second one is another picture
+            name, number = file["name"], 1
+            while name in self.shown:
+                number += 1
+                name = f"{file['name']} ({number})"
+            self.shown[name] = Picture(f"own-{len(self.shown)}", name, picture, ("is there a cat?",))
             self.picture.options = list(self.shown)
-            self.picture.value = file["name"]
+            self.picture.value = name
 
     def _read(self, title: str, question: str) -> dict[int, Features]:
         return read(self.model, self.processor, self.shown[title].image, question, range(1, self.layer.max + 1))

@@ -189,8 +189,11 @@ def test_live_takes_any_picture_and_refuses_other_files(live):
     assert "made for scenes" in live.answer.value
     live.question.value = "is there <b>a cat?"
     assert "<q>is there &lt;b&gt;a cat?</q>" in live.answer.value, "what is typed is shown as text"
-    live._take({"new": [{"name": "notes.txt", "content": b"no picture"}]})
-    assert "notes.txt cannot be read as a picture" in live.answer.value
+    first = live.stage.outputs
+    live._take({"new": [{"name": "teal.png", "content": (dart.data_root() / "samples" / "coffee.jpg").read_bytes()}]})
+    assert live.picture.value == "teal.png (2)" and live.stage.outputs != first, "another picture of the same name"
+    live._take({"new": [{"name": "<notes>.txt", "content": b"no picture"}]})
+    assert "&lt;notes&gt;.txt cannot be read as a picture (cannot identify image file)" in live.answer.value
     live.question.value = "  "
     assert live.answer.value.count("Ask something") == 1
     live.picture.value = next(iter(live.shown))

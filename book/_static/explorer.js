@@ -82,7 +82,7 @@ globalThis.dartExplorer = (() => {
   function mount(root, index, load, fixed = null) {
     const state = {picture: index.pictures[0].name, question: 0, method: "DART", keep: 64, layer: 2, imagePivots: 4, textPivots: 4, seed: 0,
       subject: null, step: Infinity, ...fixed};
-    let picture, features, chosen, order, image, timer = null;
+    let picture, features, chosen, order, image, down, timer = null;
 
     // ---- controls
     const id = name => `explorer-${name}`;
@@ -111,7 +111,7 @@ globalThis.dartExplorer = (() => {
 
     // ---- pictures
     const canvas = label => make("canvas", {width: 2 * SIDE * PIXELS, height: 2 * SIDE * PIXELS, tabindex: 0, role: "application", "aria-label": label,
-      "aria-describedby": id("reading"), onkeydown: move, onpointermove: point, onpointerdown: point});
+      "aria-describedby": id("reading"), onkeydown: move, onpointerdown: event => { down = event; }, onpointermove: point, onclick: point});
     const stays = canvas("What stays of the picture. Arrow keys move over its patches."), heat = canvas("Heat map of duplication. Arrow keys move over the patches.");
     const aboutStays = make("figcaption"), aboutHeat = make("figcaption");
     const bar = make("div", {class: "bar", "aria-hidden": "true"}), low = make("span"), high = make("span");
@@ -153,6 +153,8 @@ globalThis.dartExplorer = (() => {
     function look(subject) { state.subject = subject; draw(); }
     function point(event) {
       if (!features || timer) return;
+      // a finger that moves up or down scrolls the page
+      if (event.type === "pointermove" && event.pointerType === "touch" && Math.abs(event.clientX - down.clientX) <= Math.abs(event.clientY - down.clientY)) return;
       const box = event.currentTarget.getBoundingClientRect();
       const [row, column] = [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width].map(part => Math.max(0, Math.min(SIDE - 1, Math.floor(part * SIDE))));
       if (state.subject !== row * SIDE + column) look(row * SIDE + column);

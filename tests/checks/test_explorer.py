@@ -114,6 +114,14 @@ def test_touch_on_a_phone(browser, visit):
     box = canvas.bounding_box()
     canvas.tap(position={"x": box["width"] * 5.5 / 24, "y": box["height"] * 3.5 / 24})
     expect(explorer.locator(".reading")).to_contain_text("row 4, column 6.")
+
+    touches = page.context.new_cdp_session(page)
+    x, y, above = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, page.evaluate("scrollY")
+    for step in range(12):
+        at = [] if step == 11 else [{"x": x, "y": y - 10 * step}]
+        touches.send("Input.dispatchTouchEvent", {"type": "touchMove" if 0 < step < 11 else "touchEnd" if step else "touchStart", "touchPoints": at})
+    page.wait_for_function("above => scrollY > above + 50", arg=above)
+    expect(explorer.locator(".reading")).to_contain_text("row 4, column 6.")    # a finger that scrolls does not point
     assert page.evaluate("() => document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
