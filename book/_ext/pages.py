@@ -79,11 +79,22 @@ def describe(app, name, template, context, doctree):
     context["metatags"] = context.get("metatags", "") + "\n".join(lines)
 
 
+def one_row(head):
+    """Pandas gives names of rows a line of their own below those of columns: where they fill its gaps, one line holds both."""
+    lines = re.findall(r"<tr.*?</tr>", head, re.DOTALL)
+    cells = [re.findall(r"<th>(.*?)</th>", line, re.DOTALL) for line in lines]
+    if len(lines) != 2 or "colspan" in head or len(cells[0]) != len(cells[1]) or any(above and below for above, below in zip(*cells)):
+        return head
+    line = "".join(f"<th>{above or below}</th>" for above, below in zip(*cells))
+    return head.replace(lines[0], f"<tr>{line}</tr>").replace(lines[1], "")
+
+
 def set_tables(app, name, template, context, doctree):
     """Set numbers of a data frame right and words left, headings as what stands below them; break no line inside an interval."""
 
     def set_one(match):
         head, body = match[0].split("<tbody>")
+        head = one_row(head)
         rows = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in body.split("</tr>")]
         sides = ["number" if all(map(NUMBER.fullmatch, column)) else "words" for column in zip(*filter(None, rows))]
         cells, headings = cycle(sides), cycle(["words"] * (head.split("</tr>")[0].count("<th>") - len(sides)) + sides)

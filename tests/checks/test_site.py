@@ -70,6 +70,8 @@ FACTS = """() => ({
         return [...tBodies[0].rows].some(row => [...row.querySelectorAll("td")].reverse()
             .some((cell, i) => heads.at(-1 - i).className !== cell.className));
     }).length,
+    gaping: [...document.querySelectorAll("table.dataframe:not(:has([colspan]))")].filter(({tHead: {rows}}) =>
+        rows.length > 1 && [...rows[0].cells].every((cell, i) => !cell.textContent || !rows[1].cells[i].textContent)).length,
     uncopied: [...document.querySelectorAll(".cell_input pre")].filter(code => !code.parentElement.querySelector("button.copybtn")).length,
 })"""
 
@@ -205,6 +207,7 @@ def test_tables_are_counted_through_the_book(visits):
     found = [int(number) for address in CHAPTERS for number in numbers.findall((SITE / address).read_text())]
     assert found and found == list(range(1, len(found) + 1))
     assert {address for address in CHAPTERS if visits[address].facts["crooked"]} == set(), "headings stand as their columns"
+    assert {address for address in CHAPTERS if visits[address].facts["gaping"]} == set(), "names of rows stand in the line of those of columns"
 
 
 def test_every_citation_shows_its_source(visits):
