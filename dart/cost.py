@@ -4,7 +4,7 @@ Counts are per sample (batch 1) and of matrix products only, two operations per 
 `torch.utils.flop_counter.FlopCounterMode` counts too, and norms, softmax and activations add less than 1 %.
 `stages` puts them together for a batch, and `roofline` says how fast a machine can be at it at best.
 
-Pruning enters through one list, the *lengths*: how many tokens each decoder layer sees.
+Pruning enters through one list, the *lengths*: how many tokens each decoder layer sees::
 
     layer         0     1     2     3   ...  31
     plain       636   636   636   636   ... 636

@@ -112,6 +112,28 @@ class Table:
         """
         return self.row("Vanilla")
 
+    def frame(self):
+        """The table as printed, a `pandas.DataFrame` of text and numbers: rows by tokens and method, blank where nothing is printed.
+
+        Tokens are how many are kept or, with a minus, which share goes; a dash where the table says neither.
+        """
+        from pandas import DataFrame
+
+        def tokens(row: Row) -> int | str:
+            if row.reduction is None:
+                return row.tokens or "–"
+            return f"−{row.reduction:.1%}".replace(".0%", "%") if row.reduction else "all"
+
+        found = DataFrame([
+            {"setting": row.config, "tokens": tokens(row), "method": row.method, **row.values}
+            | ({} if row.avg is None else {"average": row.avg})
+            for row in self.rows
+        ]).dropna(axis="columns", how="all")
+        found.columns = found.columns.str.replace("_", " ")
+        if "setting" in found:
+            found["setting"] = found["setting"].str.replace("_", " ")
+        return found.astype(object).fillna("").set_index([name for name in ("setting", "tokens", "method") if name in found])
+
 
 @dataclass(frozen=True)
 class Figure:

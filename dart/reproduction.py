@@ -603,9 +603,9 @@ class Experiment:
         several = {name: " and ".join(sorted({str(run.environment.get(name)) for run in found})) for name in ("device", "torch", "transformers")}
         asked = {task: run.settings["n"] for (_, task, _), run in self.runs.items() if run is not None}
         missing = sum(run is None for run in self.runs.values())
-        models = dict.fromkeys(f"{run.settings['model']} (weights {run.settings['weights']})" for run in found)
+        models = dict.fromkeys(f"{run.settings['model']} ({run.settings['weights']})" for run in found)
         return (
-            f"Scale {self.parameters.scale}; {' and '.join(models)}, {found[0].settings['dtype']}; "
+            f"Scale {self.parameters.scale}; weights of {' and '.join(models)}, {found[0].settings['dtype']}; "
             f"device {several['device']}, torch {several['torch']}, transformers {several['transformers']}; "
             f"{', '.join(f'{task} {n}' for task, n in asked.items())} questions; seeds of methods that draw {', '.join(map(str, self.seeds))}; {len(found)} runs"
             + (f", {len(self.older)} of them by older code" if self.older else "")

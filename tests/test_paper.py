@@ -72,6 +72,16 @@ def test_cells_are_found_by_table_row_and_column():
     assert paper.headline()["total_speedup"] == 1.99
 
 
+def test_a_table_is_shown_as_printed():
+    shown = paper.table("table1").frame()
+    assert shown.loc[(64, "DART"), "POPE"] == 73.9 and shown.loc[(64, "DART"), "average"] == 93.7
+    assert shown.loc[(64, "MustDrop"), "average"] == paper.table("table1").row("MustDrop", tokens=64).avg
+    assert list(paper.table("table4").frame().index[:2]) == [("all", "Vanilla"), ("−66.7%", "FastV")]
+    for table in paper.tables():
+        cells = [value for row in table.rows for value in (*row.values.values(), row.avg) if value is not None]
+        assert sum((table.frame() != "").sum()) == len(cells), table.id
+
+
 def test_every_source_is_named_and_every_figure_of_results_is_there():
     everything = (*paper.tables(), *paper.third_party(), paper.earlier_versions(), *paper.figures())
     assert all(each.source.strip() for each in everything)

@@ -104,6 +104,7 @@ class Recipe:
     look_heads: int = 4
     prune: int = 0  # image tokens that DART keeps while a finished model goes on; 0 makes the model (the paper's dagger rows)
     prune_steps: int = 300
+    prune_rate: float = 5e-5  # one question a scene, where a lesson has twenty: at ten times that rate even the control forgot a sixth
     exam_every: int = 500
 
 
@@ -775,6 +776,12 @@ class Run:
     def batch(self) -> int:
         return self.recipe.see_batch if self.stage in SEEING else self.recipe.batch
 
+    @property
+    def rate(self) -> float:
+        if self.stage == "prune":
+            return self.recipe.prune_rate
+        return self.recipe.rate if self.stage in ("crowd", "talk") else self.recipe.later_rate
+
     def new_optimizer(self) -> None:
         self.model.zero_grad()
         for part in (self.model.model.vision_tower, self.model.model.multi_modal_projector):
@@ -785,7 +792,7 @@ class Run:
             {"params": [p for p in taught if p.ndim > 1], "weight_decay": 0.05},
             {"params": [p for p in taught if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.recipe.rate, betas=(0.9, 0.95))
+        self.optimizer = torch.optim.AdamW(groups, lr=self.rate, betas=(0.9, 0.95))
 
     def save(self) -> None:
         """Write everything that going on needs into one file, so that a kill leaves the old state or the new one."""
@@ -966,8 +973,7 @@ class Run:
                 warm = (self.step + 1) / max(1, min(300, self.steps // 10))
                 cool = (1 - self.step / self.steps) / 0.4
                 for group in self.optimizer.param_groups:
-                    first = self.stage in ("crowd", "talk")
-                    group["lr"] = (self.recipe.rate if first else self.recipe.later_rate) * min(1, warm, cool)
+                    group["lr"] = self.rate * min(1, warm, cool)
                 losses = self.learn(batch)
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                 self.optimizer.step()
