@@ -104,7 +104,7 @@ class Recipe:
     look_heads: int = 4
     prune: int = 0  # image tokens that DART keeps while a finished model goes on; 0 makes the model (the paper's dagger rows)
     prune_steps: int = 300
-    prune_rate: float = 5e-5  # one question a scene, where a lesson has twenty: at ten times that rate even the control forgot a sixth
+    prune_rate: float = 5e-5  # one question a scene, where a lesson has twenty: at ten times that rate even the control forgot a seventh
     exam_every: int = 500
 
 
