@@ -128,11 +128,11 @@ class Table:
             {"setting": row.config, "tokens": tokens(row), "method": row.method, **row.values}
             | ({} if row.avg is None else {"average": row.avg})
             for row in self.rows
-        ]).dropna(axis="columns", how="all")
+        ], dtype=object).dropna(axis="columns", how="all")
         found.columns = found.columns.str.replace("_", " ")
         if "setting" in found:
             found["setting"] = found["setting"].str.replace("_", " ")
-        return found.astype(object).fillna("").set_index([name for name in ("setting", "tokens", "method") if name in found])
+        return found.fillna("").set_index([name for name in ("setting", "tokens", "method") if name in found])
 
 
 @dataclass(frozen=True)
